@@ -1,0 +1,57 @@
+# Everything a new machine needs is set up by the targets themselves, in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONSTRAINTS ?= constraints.txt
+EXTRA ?= dev
+INSTALLED := $(VENV)/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast test-oldest test-next upstream-tests bench lint clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## Make .venv with the pinned versions of everything
+
+$(INSTALLED): setup.py $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(EXTRA)]'
+	@touch $@
+
+demo: install  ## Convert a real model, verify it, chat with it, train its gates
+	$(BIN)/python examples/demo.py
+
+test: install  ## Run all tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: install  ## Run the tests that take seconds
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(PYTEST)
+
+upstream-tests: install  ## Run Transformers' own common tests on Nexus (those in its source package)
+	$(BIN)/python tests/upstream/run.py
+
+test-oldest:  ## Run the tests that take seconds with the oldest supported versions
+	$(MAKE) test-fast VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRA=test \
+		PYTEST="--ignore=tests/integration/test_readme.py"
+
+test-next:  ## Run the tests that take seconds with the next release of Transformers, if there is one
+	@pinned=$$(sed -n 's/^transformers==//p' constraints.txt); \
+	newest=$$($(PYTHON) -m pip index versions --pre transformers 2>/dev/null | sed -n '1s/.*(\(.*\))/\1/p'); \
+	if [ -z "$$newest" ] || [ "$$newest" = "$$pinned" ]; then echo "no release of transformers after $$pinned"; exit 0; fi; \
+	mkdir -p .cache && sed "s/^transformers==.*/transformers==$$newest/; /^huggingface-hub==/d; /^tokenizers==/d" \
+		constraints.txt > .cache/constraints-next.txt; \
+	$(MAKE) test-fast VENV=.venv-next CONSTRAINTS=.cache/constraints-next.txt EXTRA=test \
+		PYTEST="--ignore=tests/integration/test_readme.py"
+
+bench: install  ## Measure speed and memory beside Llama, in a few minutes
+	$(BIN)/python -m benchmarks.speed --preset quick
+
+lint: install  ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:  ## Remove what the other targets made, downloads included
+	rm -rf .venv .venv-oldest .venv-next .cache demo

@@ -1,0 +1,269 @@
+# Copyright 2026 The Nexus Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of Nexus models: a Llama-style decoder whose queries and keys are themselves attention outputs."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
+
+ATTENTION_TP_PLAN = {
+    "layers.*.self_attn.q_proj": "colwise",
+    "layers.*.self_attn.k_proj": "colwise",
+    "layers.*.self_attn.v_proj": "colwise",
+    "layers.*.self_attn.o_proj": "rowwise",
+}
+QK_NORM_TP_PLAN = {  # each process has the gradient of its own heads only
+    "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce",
+    "layers.*.self_attn.k_norm": "replicated_with_grad_allreduce",
+}
+# A norm over all heads needs them all: every process gathers the projections and attends with all heads, as in OLMo 2.
+QK_NORM_ACROSS_HEADS_TP_PLAN = {
+    "layers.*.self_attn.q_proj": "colwise_gather_output",
+    "layers.*.self_attn.k_proj": "colwise_gather_output",
+    "layers.*.self_attn.v_proj": "colwise_gather_output",
+    "layers.*.self_attn.o_proj": "rowwise_split_input",
+}
+QK_NORM_TP_PLANS = {False: {}, True: QK_NORM_TP_PLAN, "across_heads": QK_NORM_ACROSS_HEADS_TP_PLAN}
+
+
+@strict
+class NexusConfig(PreTrainedConfig):
+    r"""
+    Shape and switches of a Nexus model (*Nexus: Higher-Order Attention*, arXiv 2512.03377). The defaults are the width
+    and depth of SmolLM2-135M, with every layer nested once.
+
+    Args:
+        attention_order (`int` or `list[int]`, defaults to 2):
+            The order m of each layer's attention: 1 is standard attention, m runs m - 1 inner passes whose output
+            replaces the layer's input as the source of queries and keys. A list gives one order per layer. May be
+            overridden at load: `from_pretrained(..., attention_order=1)`.
+        refine_query (`bool`, defaults to `True`): Queries of level i >= 1 come from the output of level i - 1.
+        refine_key (`bool`, defaults to `True`):
+            Keys of level i >= 1 come from the output of level i - 1. If off, the keys of all levels coincide and the
+            KV cache is no larger than that of standard attention.
+        share_projections (`bool`, defaults to `True`):
+            All levels use the same W_Q, W_K, W_V, W_O (the paper). If off, the inner levels of a layer use one second
+            set of their own; for ablations.
+        source_gate (`bool`, defaults to `False`):
+            Each inner level and branch owns a learned scalar g, and its source is lerp(X, inner output, g). Off means
+            g = 1, the paper. Conversion of a pretrained checkpoint turns it on and starts at g = 0.
+        source_gate_init (`float`, defaults to 0.0): Value that newly created gates start from, usually in [0, 1].
+        normalize_source (`bool`, defaults to `True`):
+            Rescale every inner output, per token and without parameters, to the root mean square of the layer's input.
+        vocab_size (`int`, defaults to 49152): Rows of the embedding, and logits per token.
+        hidden_size (`int`, defaults to 576): Width of the residual stream.
+        intermediate_size (`int`, defaults to 1536): Width inside the feed-forward block.
+        num_layers (`int`, defaults to 30):
+            Decoder layers. `num_hidden_layers` is derived and counts *cache slots* (as a rule one per attention call),
+            because every cache class of Transformers sizes itself by that name.
+        num_attention_heads (`int`, defaults to 9): Query heads.
+        num_key_value_heads (`int`, *optional*): Key/value heads, a divisor of the query heads; by default as many.
+        head_dim (`int`, *optional*): Size of one head, by default `hidden_size // num_attention_heads`.
+        hidden_act (`str`, defaults to `"silu"`): Activation of the feed-forward block, a key of Transformers' `ACT2FN`.
+        mlp_gated (`bool`, defaults to `True`):
+            Feed-forward down(act(gate(x)) * up(x)), as in Llama; if off down(act(up(x))), as in GPT-NeoX.
+        max_position_embeddings (`int`, defaults to 8192): Longest sequence the model is meant for.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of freshly initialised weights.
+        norm_type (`str`, defaults to `"rmsnorm"`): Norm of the residual stream, `"rmsnorm"` or `"layernorm"`.
+        norm_position (`str`, defaults to `"pre"`):
+            `"pre"`: attention and feed-forward read the normalised residual stream. `"post"`: they read it as it is,
+            and what they add to it is normalised, as in OLMo 2.
+        rms_norm_eps (`float`, defaults to 1e-5): Epsilon of the norms of either type.
+        parallel_residual (`bool`, defaults to `False`):
+            Attention and feed-forward read the same residual stream and are added together, as in GPT-NeoX.
+        use_cache (`bool`, defaults to `True`): Return a KV cache by default.
+        pad_token_id, bos_token_id, eos_token_id: Special tokens (defaults `None`, 1, 2).
+        tie_word_embeddings (`bool`, defaults to `True`): The output projection is the embedding matrix.
+        rope_parameters (`dict`, *optional*):
+            Rotary embedding: `rope_type`, `rope_theta` (default 10000) and what the type needs; with
+            `partial_rotary_factor` only that part of each head is rotated. `rope_theta=` and `rope_scaling=` keyword
+            arguments are folded into it.
+        attention_bias (`bool`, defaults to `False`): Biases on the query, key and value projections.
+        attention_out_bias (`bool`, *optional*): Bias on the output projection, by default as `attention_bias`.
+        qk_norm (`bool` or `str`, defaults to `False`):
+            RMS norm of queries and keys before rotation: `True` of every head by itself, as in Qwen3; `"across_heads"`
+            of all heads of a token together, as in OLMo 2.
+        float32_norm_and_rope (`bool`, defaults to `False`):
+            RMS norm weights and rotary embedding are applied in float32 and the result rounded, as in OLMo 2; if off,
+            in the dtype of the model, as in Llama. Without effect in float32.
+        sliding_window (`int`, *optional*): Tokens that a token attends to, itself included, in windowed layers.
+        sliding_layers (`list[int]`, *optional*): The windowed layers, counted from 0; all if only the window is given.
+        attention_dropout (`float`, defaults to 0.0): Dropout on attention weights while training.
+        mlp_bias (`bool`, defaults to `False`): Biases in the feed-forward block.
+        classifier_dropout (`float`, defaults to 0.1): Dropout before the token-classification head while training.
+
+    Raises:
+        `StrictDataclassError` (of huggingface_hub): a value that no Nexus model can have, or of the wrong type; the
+            message names the field, the value and the mend. A value set later raises when a model is built.
+
+    Example:
+        >>> from nexus_transformers import NexusConfig, NexusForCausalLM
+        >>> config = NexusConfig(num_layers=4, attention_order=[2, 1, 1, 1])  # nest the first layer only
+        >>> config.num_hidden_layers  # cache slots: two for the nested layer, one for each of the others
+        5
+    """
+
+    model_type = "nexus"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_tp_plan = {
+        **ATTENTION_TP_PLAN,
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    base_model_pp_plan = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    # What makes it Nexus
+    attention_order: int | list[int] = 2
+    refine_query: bool = True
+    refine_key: bool = True
+    share_projections: bool = True
+    source_gate: bool = False
+    source_gate_init: float | int = 0.0
+    normalize_source: bool = True
+
+    # The decoder around it
+    vocab_size: int = 49152
+    hidden_size: int = 576
+    intermediate_size: int = 1536
+    num_layers: int = 30
+    num_attention_heads: int = 9
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    mlp_gated: bool = True
+    max_position_embeddings: int = 8192
+    initializer_range: float = 0.02
+    norm_type: str = "rmsnorm"
+    norm_position: str = "pre"
+    rms_norm_eps: float = 1e-5
+    parallel_residual: bool = False
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    tie_word_embeddings: bool = True
+    rope_parameters: dict | None = None
+    attention_bias: bool = False
+    attention_out_bias: bool | None = None
+    qk_norm: bool | str = False
+    float32_norm_and_rope: bool = False
+    sliding_window: int | None = None
+    sliding_layers: list[int] | None = None
+    attention_dropout: float | int = 0.0
+    mlp_bias: bool = False
+    classifier_dropout: float | int = 0.1
+
+    def __post_init__(self, **kwargs):
+        if self.head_dim is None and self.num_attention_heads > 0:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.attention_out_bias is None:
+            self.attention_out_bias = self.attention_bias
+        # Rules by what there is: Transformers warns of rules that apply to nothing.
+        plan = ATTENTION_TP_PLAN | QK_NORM_TP_PLANS.get(self.qk_norm, {})
+        if not self.share_projections:
+            plan |= {name.replace("self_attn", "self_attn.inner"): rule for name, rule in plan.items()}
+        self.base_model_tp_plan = self.base_model_tp_plan | plan
+        # A folder that `save_pretrained` writes must load through every Auto class, not only the one that saved it.
+        kwargs["auto_map"] = dict(AUTO_MAP)
+        super().__post_init__(**kwargs)
+
+    @property
+    def layer_orders(self) -> list[int]:
+        """The attention order of each decoder layer, `num_layers` entries."""
+        order = self.attention_order
+        return [order] * self.num_layers if isinstance(order, int) else list(order)
+
+    def num_key_sets(self, order: int) -> int:
+        """How many different sets of keys a layer of this order makes; each is one slot of the KV cache."""
+        if order == 1 or self.refine_key:
+            return order
+        return 1 if self.share_projections else 2
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Cache slots of the whole model. The number of decoder layers is `num_layers`."""
+        return sum(self.num_key_sets(order) for order in self.layer_orders)
+
+    @property
+    def layer_types(self) -> list[str]:
+        """The kind of each slot of the KV cache, by which cache classes and masks are chosen."""
+        windowed = range(self.num_layers) if self.sliding_layers is None else self.sliding_layers
+        types = []
+        for layer, order in enumerate(self.layer_orders):
+            is_windowed = self.sliding_window is not None and layer in windowed
+            kind = "sliding_attention" if is_windowed else "full_attention"
+            types += [kind] * self.num_key_sets(order)
+        return types
+
+    @num_hidden_layers.setter
+    def num_hidden_layers(self, value):
+        raise ValueError(_NUM_HIDDEN_LAYERS_HINT.format(value=value))
+
+    def validate_architecture(self):
+        """Called by the constructor, by `save_pretrained` and when a model is built."""
+        orders = self.attention_order if isinstance(self.attention_order, list) else [self.attention_order]
+        if any(isinstance(order, bool) or order < 1 for order in orders):
+            raise ValueError(f"attention_order={self.attention_order}: every order must be an integer of at least 1.")
+        if isinstance(self.attention_order, list) and len(self.attention_order) != self.num_layers:
+            raise ValueError(
+                f"attention_order={self.attention_order} has {len(self.attention_order)} entries, but "
+                f"num_layers={self.num_layers}; give one order per layer, or a single integer for all."
+            )
+        if any(order > 1 for order in orders) and not (self.refine_query or self.refine_key):
+            raise ValueError(
+                "refine_query=False and refine_key=False leave nothing to nest: turn one on, or set attention_order=1."
+            )
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_attention_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
+        if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads != 0:
+            raise ValueError(
+                f"num_key_value_heads={self.num_key_value_heads} must divide "
+                f"num_attention_heads={self.num_attention_heads}."
+            )
+        for name in ("attention_dropout", "classifier_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must lie between 0 and 1.")
+        if self.norm_type not in ("rmsnorm", "layernorm"):
+            raise ValueError(f"norm_type={self.norm_type!r}: choose 'rmsnorm' or 'layernorm'.")
+        if self.norm_position not in ("pre", "post"):
+            raise ValueError(f"norm_position={self.norm_position!r}: choose 'pre' or 'post'.")
+        if self.norm_position == "post" and self.parallel_residual:
+            raise ValueError("parallel_residual=True needs norm_position='pre': set one of them otherwise.")
+        if self.qk_norm not in QK_NORM_TP_PLANS:
+            raise ValueError(f"qk_norm={self.qk_norm!r}: choose False, True or 'across_heads'.")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"sliding_window={self.sliding_window}: must be at least 1, or None for no window.")
+        if self.sliding_layers is not None and (
+            self.sliding_window is None or not set(self.sliding_layers) <= set(range(self.num_layers))
+        ):
+            raise ValueError(
+                f"sliding_layers={self.sliding_layers}: needs sliding_window, and layers of 0 to {self.num_layers - 1}."
+            )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; choose one of {', '.join(ACT2FN)}.")
+        if self.head_dim < 1 or self.head_dim % 2 != 0:
+            raise ValueError(f"head_dim={self.head_dim}: rotary embedding needs an even, positive head size.")
+
+
+_NUM_HIDDEN_LAYERS_HINT = (
+    "num_hidden_layers={value}: NexusConfig takes the number of decoder layers as `num_layers`; `num_hidden_layers` is "
+    "derived from it and counts the slots of the KV cache (one per attention call)."
+)
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_nexus.NexusConfig",
+    "AutoModel": "modeling_nexus.NexusModel",
+    "AutoModelForCausalLM": "modeling_nexus.NexusForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_nexus.NexusForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_nexus.NexusForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_nexus.NexusForQuestionAnswering",
+}
+
+__all__ = ["NexusConfig"]

@@ -1,0 +1,592 @@
+# Copyright 2026 The Nexus Transformers authors. Licensed under the Apache License, Version 2.0.
+"""
+Nexus: a decoder-only language model with nested ("higher-order") attention, after arXiv 2512.03377.
+
+In standard attention the query and key of a token are a linear map of that token alone. In Nexus they are a linear map
+of what an *inner* attention gathered for that token, recursively and with the same weights at every level:
+
+    A_0(X)   = X
+    A_i+1(X) = Attend( A_i(X) W_Q , A_i(X) W_K , X W_V ) W_O        i = 0 ... m-1
+    Nexus(X) = A_m(X)
+
+Order m = 1 is standard attention. `NexusAttention.forward` is this loop; everything else here is a decoder in the
+manner of Llama, with the switches that make it a Mistral, Qwen2, Qwen3, Phi-3, OLMo 2 or GPT-NeoX:
+- causal attention with grouped keys/values, rotary positions on the queries and keys of every level
+- values are never refined: computed once per layer, and kept once in the KV cache
+- source scale: each inner output is brought to the RMS of X before it is projected again
+- source gate (optional): one scalar per layer, level and branch moves the source from X (0) to the inner output (1)
+
+Shapes in comments: B batch, T new tokens, S all tokens (cached and new), D hidden size, H heads, G key/value heads,
+d head size.
+"""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.llama.modeling_llama import (
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    eager_attention_forward,
+)
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_nexus import NexusConfig
+
+
+class NexusRMSNorm(LlamaRMSNorm):
+    """y = w x / sqrt(mean(x^2) + eps), statistics in float32."""
+
+
+class NexusFloat32RMSNorm(Olmo2RMSNorm):
+    """The same, with w applied in float32 too: y is rounded once, at the end."""
+
+
+def rms_norm(config: NexusConfig, size: int) -> nn.Module:
+    norm = NexusFloat32RMSNorm if config.float32_norm_and_rope else NexusRMSNorm
+    return norm(size, eps=config.rms_norm_eps)
+
+
+def residual_norm(config: NexusConfig) -> nn.Module:
+    if config.norm_type == "layernorm":
+        return nn.LayerNorm(config.hidden_size, eps=config.rms_norm_eps)
+    return rms_norm(config, config.hidden_size)
+
+
+class NexusRotaryEmbedding(LlamaRotaryEmbedding):
+    """Cosines and sines of the positions, (B, T, r) each, r the rotated part of a head. All levels share them."""
+
+    @staticmethod
+    def compute_default_rope_parameters(config: NexusConfig, device=None, **kwargs) -> tuple[torch.Tensor, float]:
+        dim = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+        exponents = torch.arange(0, dim, 2, dtype=torch.float) / dim
+        return (1.0 / (config.rope_parameters["rope_theta"] ** exponents)).to(device), 1.0
+
+
+class NexusMLP(nn.Module):
+    def __init__(self, config: NexusConfig):
+        super().__init__()
+        self.gated = config.mlp_gated
+        if self.gated:
+            self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.gated:
+            return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class NexusAttentionCall(nn.Module):
+    """
+    One scaled-dot-product attention: one level of one layer. It has no parameters, and is a module of its own so that
+    caches, attention backends and serving engines see what every other model shows them, one attention per `layer_idx`.
+
+    `new_queries`, `new_keys` and `new_values` say what this level computes anew; the rest it takes from the level
+    before. New keys get a cache slot, `layer_idx`; a call without new keys attends to those of the slot before it.
+    """
+
+    def __init__(self, config: NexusConfig, layer_idx: int, new_queries: bool, new_keys: bool, new_values: bool):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.layer_type = config.layer_types[layer_idx]
+        self.sliding_window = config.sliding_window if self.layer_type == "sliding_attention" else None
+        self.new_queries = new_queries
+        self.new_keys = new_keys
+        self.new_values = new_values
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+
+    def forward(
+        self,
+        query: torch.Tensor,  # (B, H, T, d)
+        key: torch.Tensor,  # (B, G, T, d)
+        value: torch.Tensor,  # (B, G, T, d)
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None = None,
+        attended: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, torch.Tensor]]:
+        """
+        Returns the output (B, T, H*d), the attention map (B, H, T, S) or None, and the keys and values (B, G, S, d)
+        that were attended to, which the next call of the layer takes as `attended`.
+        """
+        if past_key_values is not None:
+            if not self.new_keys:
+                key, value = attended
+            elif not self.new_values and can_store_keys_alone(past_key_values, self.layer_idx):
+                key, _ = past_key_values.update(key, key[..., :0], self.layer_idx)
+                value = attended[1]  # as `update` returned them: a slot may be cropped, quantized or on another device
+            else:
+                key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            **kwargs,
+        )
+        return attn_output.flatten(2), attn_weights, (key, value)
+
+
+def can_store_keys_alone(cache: Cache, slot: int) -> bool:
+    """
+    Whether this slot takes values of width 0, so that a layer's values are stored once. Quantized layers do not, nor do
+    layers that were allocated ahead of time with room for values (static caches before chunked prefill or export).
+    """
+    layer = cache.layers[slot] if slot < len(cache.layers) else None
+    if layer is None or hasattr(layer, "_quantize"):
+        return layer is None
+    return not layer.is_initialized or layer.values.shape[-1] == 0
+
+
+class NexusSourceNorm(nn.Module):
+    """
+    Makes the sources of the next level's queries and keys from an inner output A and the layer's input X. Per token:
+
+        R = A * sqrt(mean(X^2) + eps) / sqrt(mean(A^2) + eps)         source = lerp(X, R, g)
+
+    W_Q and W_K were learned (or pretrained) on X, so R has the scale of X; eps on both sides keeps all-zero rows
+    (padding) finite, backwards too. g = 0 gives X bit for bit; g = 1, or no gate, gives R, which is the paper.
+
+    The gates, one per level and branch, live here as parameters of shape (1,): FSDP2 rejects 0-d parameters,
+    PEFT's `modules_to_save=["source_norm"]` saves modules only, and Trainer decays no weight under a name in `_norm`.
+    """
+
+    eps = 1e-6
+
+    def __init__(self, config: NexusConfig, order: int):
+        super().__init__()
+        self.normalize = config.normalize_source
+        self.refine = {"query": config.refine_query, "key": config.refine_key}
+        self.gated = config.source_gate
+        if self.gated:
+            for level in range(1, order):
+                for branch in ("query", "key"):
+                    if self.refine[branch]:
+                        self.register_parameter(f"{branch}_gate_{level}", nn.Parameter(torch.empty(1)))
+
+    def forward(
+        self, hidden_states: torch.Tensor, attn_output: torch.Tensor, level: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """X and A, (B, T, D) each, and the level, counted from 0 -> its query source and key source, (B, T, D) each."""
+        if self.normalize:
+            attn_output = attn_output * (self.energy(hidden_states) / self.energy(attn_output)).sqrt()
+        attn_output = attn_output.to(hidden_states.dtype)  # they differ under autocast
+        query_source = self.interpolate("query", hidden_states, attn_output, level)
+        key_source = self.interpolate("key", hidden_states, attn_output, level)
+        return query_source, key_source
+
+    def interpolate(self, branch: str, hidden_states: torch.Tensor, refined: torch.Tensor, level: int) -> torch.Tensor:
+        if not self.refine[branch]:
+            return hidden_states
+        if not self.gated:
+            return refined
+        gate = getattr(self, f"{branch}_gate_{level}")
+        return torch.lerp(hidden_states, refined, gate.to(refined.dtype))  # lerp is exact at 0 and at 1
+
+    def energy(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """D (mean(x^2) + eps) in float32, (B, T, D) -> (B, T, 1). A norm needs no second tensor of the input's size."""
+        norm = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=torch.float32)
+        return norm.square() + self.eps * hidden_states.shape[-1]
+
+
+class NexusProjections(nn.Module):
+    """W_Q, W_K, W_V, W_O under the names that every tool knows. Queries, keys, values: (B, T, D) -> (B, *, T, d)."""
+
+    def __init__(self, config: NexusConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        query_size = config.num_attention_heads * config.head_dim
+        key_value_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_out_bias)
+        self.norm_across_heads = config.qk_norm == "across_heads"
+        sizes = (query_size, key_value_size) if self.norm_across_heads else (config.head_dim, config.head_dim)
+        self.q_norm, self.k_norm = (rms_norm(config, size) if config.qk_norm else nn.Identity() for size in sizes)
+
+    def query(self, source: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return rotate(self.normed_heads(self.q_norm, self.q_proj(source)), *position_embeddings).transpose(1, 2)
+
+    def key(self, source: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return rotate(self.normed_heads(self.k_norm, self.k_proj(source)), *position_embeddings).transpose(1, 2)
+
+    def normed_heads(self, norm: nn.Module, projected: torch.Tensor) -> torch.Tensor:
+        return self.heads(norm(projected)) if self.norm_across_heads else norm(self.heads(projected))
+
+    def value(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.heads(self.v_proj(hidden_states)).transpose(1, 2)
+
+    def heads(self, projected: torch.Tensor) -> torch.Tensor:
+        return projected.unflatten(-1, (-1, self.head_dim))
+
+
+def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """
+    Rotary position embedding of the first r of d: (B, T, *, d) with cos and sin (B, T, 1, r). The first half of `sin`
+    is negative (see `NexusModel`), so that a roll brings each number its partner: Llama's result, bit for bit.
+    """
+    size = cos.shape[-1]
+    if size < heads.shape[-1]:
+        return torch.cat((rotate(heads[..., :size], cos, sin), heads[..., size:]), dim=-1)
+    return (heads * cos + heads.roll(size // 2, dims=-1) * sin).to(heads.dtype)
+
+
+class NexusAttention(NexusProjections):
+    """
+    The nested attention of one layer: `order` levels over the same tokens, of which the last one, `outer`, is the
+    layer's attention and the ones before it, `inner_1`, `inner_2`, ..., refine its queries and keys.
+
+    The weights do not depend on the order. With `share_projections` (the paper) all levels use this module's own; if
+    off, the inner levels use the second set `inner`.
+    """
+
+    def __init__(self, config: NexusConfig, order: int, first_slot: int):
+        super().__init__(config)
+        self.order = order
+        if order > 1:
+            self.source_norm = NexusSourceNorm(config, order)
+        unshared = order > 1 and not config.share_projections
+        self.inner = NexusProjections(config) if unshared else None
+
+        slot = first_slot - 1
+        for level in range(order):
+            fresh = level == 0 or (unshared and level == order - 1)  # the first level to use these weights
+            new_keys = fresh or config.refine_key
+            slot += new_keys
+            call = NexusAttentionCall(config, slot, fresh or config.refine_query, new_keys, new_values=fresh)
+            self.add_module(self.call_name(level), call)
+
+    def call_name(self, level: int) -> str:
+        # One integer per module path at most: serving engines read the decoder layer's number from it.
+        return "outer" if level == self.order - 1 else f"inner_{level + 1}"
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # X, (B, T, D)
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],  # cos and sin, (B, T, 1, r) each
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        query_source = key_source = hidden_states
+        attended = None
+        for level in range(self.order):
+            call = getattr(self, self.call_name(level))
+            weights = self if self.inner is None or level == self.order - 1 else self.inner
+            if call.new_queries:
+                query = weights.query(query_source, position_embeddings)
+            if call.new_keys:
+                key = weights.key(key_source, position_embeddings)
+            if call.new_values:
+                value = weights.value(hidden_states)
+            attn_output, _, attended = call(query, key, value, attention_mask, past_key_values, attended, **kwargs)
+            attn_output = weights.o_proj(attn_output)
+            if level < self.order - 1:
+                query_source, key_source = self.source_norm(hidden_states, attn_output, level + 1)
+        return attn_output
+
+
+class NexusDecoderLayer(GradientCheckpointingLayer):
+    def __init__(self, config: NexusConfig, order: int, first_slot: int):
+        super().__init__()
+        self.self_attn = NexusAttention(config, order, first_slot)
+        self.mlp = NexusMLP(config)
+        self.post_norm = config.norm_position == "post"
+        if not self.post_norm:
+            self.input_layernorm = residual_norm(config)
+        self.post_attention_layernorm = residual_norm(config)
+        if self.post_norm:
+            self.post_feedforward_layernorm = residual_norm(config)
+        self.parallel_residual = config.parallel_residual
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        residual = hidden_states
+        if not self.post_norm:
+            hidden_states = self.input_layernorm(hidden_states)
+        hidden_states = self.self_attn(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+        if self.post_norm:
+            hidden_states = residual + self.post_attention_layernorm(hidden_states)
+            return hidden_states + self.post_feedforward_layernorm(self.mlp(hidden_states))
+        if self.parallel_residual:
+            # in the order in which GPT-NeoX adds, which is not the same in floating point
+            return self.mlp(self.post_attention_layernorm(residual)) + hidden_states + residual
+        hidden_states = residual + hidden_states
+
+        residual = hidden_states
+        hidden_states = self.post_attention_layernorm(hidden_states)
+        return residual + self.mlp(hidden_states)
+
+
+MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+
+# Set after construction: before 5.19 OutputRecorder does not take this argument (nor does it need it).
+_LAYER_RECORDER = OutputRecorder(NexusDecoderLayer)
+_LAYER_RECORDER.num_hidden_layers_key = "num_layers"
+
+
+class NexusPreTrainedModel(PreTrainedModel):
+    config: NexusConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["NexusDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": _LAYER_RECORDER,
+        "attentions": OutputRecorder(NexusAttentionCall, index=1),  # one map per attention call
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, NexusSourceNorm):
+            for gate in module.parameters():
+                init.constant_(gate, self.config.source_gate_init)
+
+    def gates(self) -> dict[str, nn.Parameter]:
+        """All source gates by name, each of shape (1,); empty without `source_gate` or at order 1."""
+        # Under PEFT a module that is trained keeps its original beside it, out of use.
+        named = self.named_parameters()
+        return {name: gate for name, gate in named if ".source_norm." in name and ".original_module." not in name}
+
+    def freeze_all_but_gates(self) -> "NexusPreTrainedModel":
+        """Leaves only the gates trainable. Returns the model."""
+        self.requires_grad_(False)
+        for gate in self.gates().values():
+            gate.requires_grad_(True)
+        return self
+
+
+class NexusModel(NexusPreTrainedModel):
+    """The decoder without a head: token ids -> hidden states."""
+
+    def __init__(self, config: NexusConfig):
+        config.validate_architecture()  # fields may have been set since the config was made, e.g. the order at load
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList()
+        self.layer_types = []  # per decoder layer; config.layer_types is per cache slot
+        first_slot = 0
+        for order in config.layer_orders:
+            self.layers.append(NexusDecoderLayer(config, order, first_slot))
+            self.layer_types.append(config.layer_types[first_slot])
+            first_slot += config.num_key_sets(order)
+        self.norm = residual_norm(config)
+        self.rotary_emb = NexusRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """
+        Args (as for any decoder of Transformers):
+            input_ids: (B, T); or inputs_embeds: (B, T, D). Exactly one of the two, else `ValueError`.
+            attention_mask: (B, S), 1 for tokens and 0 for padding on either side; or a ready 4-D mask.
+            position_ids: (B, T), by default counted on from the cache.
+            past_key_values: any cache class of Transformers; by default a `DynamicCache` if `use_cache`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_length)[None]
+
+        masks = attention_mask  # `generate` may have made them already, one per layer type
+        if not isinstance(masks, dict):
+            mask_arguments = {
+                "config": self.config,
+                "inputs_embeds": inputs_embeds,
+                "attention_mask": attention_mask,
+                "past_key_values": past_key_values,
+                "position_ids": position_ids,
+            }
+            kinds = set(self.layer_types)
+            masks = {kind: MASKS[kind](**mask_arguments) for kind in MASKS if kind in kinds}
+        # cos and sin take the dtype of the first argument, of which nothing else is read
+        dtype_like = inputs_embeds[..., :1].float() if self.config.float32_norm_and_rope else inputs_embeds
+        cos, sin = self.rotary_emb(dtype_like, position_ids)
+        half = sin.shape[-1] // 2
+        sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        position_embeddings = cos.unsqueeze(2), sin.unsqueeze(2)  # (B, T, 1, r): the same for all heads and levels
+
+        hidden_states = inputs_embeds
+        for layer, kind in zip(self.layers, self.layer_types, strict=True):
+            hidden_states = layer(
+                hidden_states,
+                position_embeddings=position_embeddings,
+                attention_mask=masks[kind],
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+
+class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
+    """The decoder with a language-model head: token ids -> logits, loss and `generate`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: NexusConfig):
+        super().__init__(config)
+        self.model = NexusModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    # `generate` takes `inputs_embeds` only where it finds it in this signature
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, inputs_embeds=None, **kwargs):
+        """Drops the cache when LongRoPE goes over to its long frequencies: the keys in it were rotated by the short."""
+        rope = self.config.rope_parameters
+        if past_key_values is not None and rope["rope_type"] == "longrope":
+            if past_key_values.get_seq_length() <= rope["original_max_position_embeddings"] < input_ids.shape[1]:
+                past_key_values, kwargs["next_sequence_length"] = None, None
+        return super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        """
+        Args, besides those of `NexusModel.forward`:
+            labels: (B, T), shifted inside; -100 is ignored. With labels the output has a `loss`.
+            logits_to_keep: compute logits of the last n positions only (0: all), or of the positions in a 1-D tensor.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            # kwargs carry num_items_in_batch: without it gradient accumulation inflates the loss
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+# The heads below are Transformers' own, forward passes included. Only their constructors are not used: they build the
+# decoder through AutoModel, which does not know remote code.
+
+
+class NexusForSequenceClassification(GenericForSequenceClassification, NexusPreTrainedModel):
+    """Classifies a sequence, (B, T) -> (B, num_labels), by its last token that is not padding."""
+
+    def __init__(self, config: NexusConfig):
+        NexusPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = NexusModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+
+class NexusForTokenClassification(GenericForTokenClassification, NexusPreTrainedModel):
+    """Classifies every token, (B, T) -> (B, T, num_labels)."""
+
+    def __init__(self, config: NexusConfig):
+        NexusPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = NexusModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+class NexusForQuestionAnswering(GenericForQuestionAnswering, NexusPreTrainedModel):
+    """Scores every token as the start and as the end of the answer, (B, T) -> 2 times (B, T)."""
+
+    def __init__(self, config: NexusConfig):
+        NexusPreTrainedModel.__init__(self, config)
+        self.model = NexusModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+
+__all__ = [
+    "NexusForCausalLM",
+    "NexusForQuestionAnswering",
+    "NexusForSequenceClassification",
+    "NexusForTokenClassification",
+    "NexusModel",
+    "NexusPreTrainedModel",
+]

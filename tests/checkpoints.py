@@ -1,0 +1,97 @@
+"""Tiny real checkpoints, made by Transformers' own classes, with a real tokenizer: what the converter tests convert."""
+
+from copy import deepcopy
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+VOCAB_SIZE = 512
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SHAPE = {  # of a Llama
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,  # not hidden_size / num_attention_heads
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,  # large enough for attention to be far from uniform
+    "rope_parameters": {"rope_type": "default", "rope_theta": 123456.0},
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+_NO_HEAD_DIM = {**{name: value for name, value in SHAPE.items() if name != "head_dim"}, "hidden_size": 64}
+_NO_GROUPS = {name: value for name, value in _NO_HEAD_DIM.items() if name != "num_key_value_heads"}
+_WINDOW = {"sliding_window": 24}
+_LAST_LAYERS_WINDOWED = {"use_sliding_window": True, "max_window_layers": 1, **_WINDOW}
+_HALF_ROTARY = {"rope_parameters": {**SHAPE["rope_parameters"], "partial_rotary_factor": 0.5}}
+SHAPES = {  # model_type -> a shape that uses what sets the family apart; biases, where they are optional, are on
+    "llama": {**SHAPE, "attention_bias": True, "mlp_bias": True},
+    "mistral": {**SHAPE, **_WINDOW},
+    "qwen2": {**_NO_HEAD_DIM, **_LAST_LAYERS_WINDOWED},
+    "qwen3": {**SHAPE, **_LAST_LAYERS_WINDOWED, "attention_bias": True},
+    "gpt_neox": {**_NO_GROUPS, **_HALF_ROTARY, "hidden_act": "gelu"},
+    "phi3": {**_NO_HEAD_DIM, **_HALF_ROTARY, **_WINDOW},
+    "olmo2": {**_NO_HEAD_DIM, "attention_bias": True},
+}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 512 tokens."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([topics["class"], topics["exceptions"]], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def make(model_type: str, dtype: torch.dtype = torch.float32, **shape) -> PreTrainedModel:
+    """A random model of Transformers' own class for this architecture."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **deepcopy(shape))  # a config adds to the RoPE parameters it is given
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(("norm.weight", "bias")):  # as trained models have them, not all 1 and 0
+            torch.nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.2)
+    return model
+
+
+def save(
+    model_type: str, folder: Path, dtype: torch.dtype = torch.float32, max_shard_size: str = "5GB", **changes
+) -> Path:
+    """Saves a random model of the family's shape with tokenizer and generation config, and returns the folder."""
+    return write(make(model_type, dtype, **{**SHAPES[model_type], **changes}), folder, max_shard_size)
+
+
+def llama(folder: Path, dtype: torch.dtype = torch.float32, max_shard_size: str = "5GB", **changes) -> Path:
+    """The same for a plain Llama with tied embeddings."""
+    return write(make("llama", dtype, **{**SHAPE, "tie_word_embeddings": True, **changes}), folder, max_shard_size)
+
+
+def write(model: PreTrainedModel, folder: Path, max_shard_size: str) -> Path:
+    model.generation_config.temperature = 0.7
+    model.generation_config.do_sample = True
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    tokenizer().save_pretrained(folder)
+    return folder

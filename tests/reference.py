@@ -1,0 +1,121 @@
+"""
+The definition of Nexus attention in float64, as plain and slow as it can be.
+
+It is written from the formulas (shared/design/nexus_attention.md, README) and not from the model: it takes a
+`NexusForCausalLM`'s parameters by name and its config, and imports neither this project nor Transformers. Where the
+two agree, the model computes what the definition says.
+
+Shapes: B batch, T tokens, D hidden size, H heads, G key/value heads, d head size.
+"""
+
+import math
+
+import torch
+
+Weights = dict[str, torch.Tensor]
+
+SOURCE_EPS = 1e-6
+
+
+def logits(
+    state_dict: Weights,
+    config,
+    input_ids: torch.Tensor,  # (B, T)
+    attention_mask: torch.Tensor | None = None,  # (B, T), 1 for tokens and 0 for padding
+    position_ids: torch.Tensor | None = None,  # (B, T), by default 0, 1, 2, ...
+) -> torch.Tensor:
+    """Next-token logits (B, T, vocabulary). Those at padding positions mean nothing."""
+    weights = {name: tensor.double() for name, tensor in state_dict.items()}
+    batch, length = input_ids.shape
+    if position_ids is None:
+        position_ids = torch.arange(length).expand(batch, length)
+    visible = torch.ones(batch, length, length, dtype=torch.bool).tril()  # [b, i, j]: may token i look at token j?
+    if attention_mask is not None:
+        visible = visible & attention_mask.bool()[:, None, :]
+
+    hidden = weights["model.embed_tokens.weight"][input_ids]
+    for number, order in enumerate(orders(config)):
+        layer = below(weights, f"model.layers.{number}")
+        x = rms_norm(hidden, layer["input_layernorm.weight"], config.rms_norm_eps)
+        hidden = hidden + nexus_attention(x, below(layer, "self_attn"), config, order, position_ids, visible)
+        x = rms_norm(hidden, layer["post_attention_layernorm.weight"], config.rms_norm_eps)
+        hidden = hidden + feed_forward(x, below(layer, "mlp"))
+    hidden = rms_norm(hidden, weights["model.norm.weight"], config.rms_norm_eps)
+    head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    return hidden @ weights[head].T
+
+
+def nexus_attention(x, weights: Weights, config, order: int, position_ids, visible) -> torch.Tensor:
+    """A_0 = X;  A_i+1 = Attend(source_q W_Q, source_k W_K, X W_V) W_O;  the result is A_order. (B, T, D) -> same."""
+    theta = config.rope_parameters["rope_theta"]
+    refined_branches = {"query": config.refine_query, "key": config.refine_key}
+    source = {"query": x, "key": x}
+    attended = x
+    for level in range(order):
+        if level > 0:
+            scale = root_mean_square(x) / root_mean_square(attended) if config.normalize_source else 1.0
+            for branch, refine in refined_branches.items():
+                gate = weights[f"source_norm.{branch}_gate_{level}"] if refine and config.source_gate else 1.0
+                source[branch] = (1 - gate) * x + gate * scale * attended if refine else x
+
+        last = level == order - 1
+        own = weights if config.share_projections or last else below(weights, "inner")
+        query = rotate(split_heads(linear(own, "q_proj", source["query"]), config.head_dim), position_ids, theta)
+        key = rotate(split_heads(linear(own, "k_proj", source["key"]), config.head_dim), position_ids, theta)
+        value = split_heads(linear(own, "v_proj", x), config.head_dim)
+        attended = linear(own, "o_proj", attend(query, key, value, visible))
+    return attended
+
+
+def attend(query, key, value, visible) -> torch.Tensor:
+    """softmax(Q Kᵀ / √d) V, head by head: (B, H, T, d), (B, G, T, d) twice -> (B, T, H·d)."""
+    heads_per_group = query.shape[1] // key.shape[1]
+    outputs = []
+    for head in range(query.shape[1]):
+        group = head // heads_per_group
+        scores = query[:, head] @ key[:, group].mT / math.sqrt(query.shape[-1])
+        likelihood = scores.exp() * visible
+        total = likelihood.sum(-1, keepdim=True)
+        probability = likelihood / total.where(total > 0, 1.0)  # padding on the left sees nothing, and gets zeros
+        outputs.append(probability @ value[:, group])
+    return torch.cat(outputs, dim=-1)
+
+
+def rotate(heads, position_ids, theta: float) -> torch.Tensor:
+    """Rotary embedding of (B, *, T, d): the pair (j, j + d/2) turns by position · theta^(-2j/d)."""
+    half = heads.shape[-1] // 2
+    frequency = theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    angle = position_ids[:, None, :, None] * frequency
+    first, second = heads[..., :half], heads[..., half:]
+    return torch.cat((first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()), dim=-1)
+
+
+def feed_forward(x, weights: Weights) -> torch.Tensor:
+    gate = linear(weights, "gate_proj", x)
+    return linear(weights, "down_proj", gate * gate.sigmoid() * linear(weights, "up_proj", x))
+
+
+def rms_norm(x, weight, eps: float) -> torch.Tensor:
+    return weight * x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+
+def root_mean_square(x) -> torch.Tensor:
+    return (x.pow(2).mean(-1, keepdim=True) + SOURCE_EPS).sqrt()
+
+
+def linear(weights: Weights, name: str, x) -> torch.Tensor:
+    return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
+
+
+def split_heads(projected, head_dim: int) -> torch.Tensor:
+    return projected.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def orders(config) -> list[int]:
+    order = config.attention_order
+    return order if isinstance(order, list) else [order] * config.num_layers
+
+
+def below(weights: Weights, prefix: str) -> Weights:
+    """The weights of one submodule, named from there on."""
+    return {name[len(prefix) + 1 :]: tensor for name, tensor in weights.items() if name.startswith(prefix + ".")}

@@ -1,0 +1,325 @@
+"""NexusConfig: what it accepts, derives, documents and saves, and that no field is without effect."""
+
+import ast
+import importlib
+import inspect
+import json
+import re
+from dataclasses import fields
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from nexus_transformers import NexusConfig, NexusForCausalLM, NexusForTokenClassification
+
+TINY = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+}
+INVALID = (StrictDataclassError, ValueError)
+DOCSTRING = inspect.cleandoc(NexusConfig.__doc__)
+IDS = torch.arange(12)[None]
+
+
+def tiny(**changes) -> NexusConfig:
+    return NexusConfig(**TINY | changes)
+
+
+# Defaults and derived values
+
+
+def test_defaults_that_depend_on_other_fields():
+    config = NexusConfig()
+    assert config.layer_orders == [2] * 30
+    assert config.num_hidden_layers == 60
+    assert config.num_key_value_heads == config.num_attention_heads == 9
+    assert config.head_dim == 576 // 9
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
+
+
+def test_the_docstring_documents_every_field_and_nothing_else():
+    headings = re.findall(r"^    (\w[\w, ]*?)(?: \(|:)", DOCSTRING, re.MULTILINE)
+    assert sorted(", ".join(headings).split(", ")) == sorted(NexusConfig.__annotations__)
+
+
+def test_the_docstring_states_the_true_defaults():
+    stated = dict(re.findall(r"^    (\w+) \(.+?, defaults to `?([^`)]+)`?\)", DOCSTRING, re.MULTILINE))
+    stated |= {"bos_token_id": "1", "eos_token_id": "2"}  # these two share a line with pad_token_id
+    true = {field.name: field.default for field in fields(NexusConfig) if field.name in NexusConfig.__annotations__}
+    assert {name: ast.literal_eval(value) for name, value in stated.items()} == {
+        name: default for name, default in true.items() if default is not None
+    }
+
+
+@pytest.mark.parametrize(
+    "attention_order, layer_orders", [(1, [1, 1, 1]), (3, [3, 3, 3]), ([3, 1, 2], [3, 1, 2])], ids=str
+)
+def test_an_order_is_for_all_layers_or_for_each(attention_order, layer_orders):
+    assert tiny(num_layers=3, attention_order=attention_order).layer_orders == layer_orders
+
+
+@pytest.mark.parametrize(
+    "changes, slots",
+    [
+        ({"attention_order": 1}, 3),
+        ({"attention_order": 2}, 6),
+        ({"attention_order": 3}, 9),
+        ({"attention_order": [3, 1, 2]}, 6),
+        ({"attention_order": 3, "refine_query": False}, 9),
+        ({"attention_order": 1, "share_projections": False}, 3),
+        ({"attention_order": 3, "share_projections": False}, 9),
+        # all levels with the same W_K have the same keys if these are not refined
+        ({"attention_order": 1, "refine_key": False}, 3),
+        ({"attention_order": 3, "refine_key": False}, 3),
+        ({"attention_order": [3, 1, 2], "refine_key": False}, 3),
+        ({"attention_order": 1, "refine_key": False, "share_projections": False}, 3),
+        ({"attention_order": 2, "refine_key": False, "share_projections": False}, 6),
+        ({"attention_order": 3, "refine_key": False, "share_projections": False}, 6),
+        ({"attention_order": [3, 1, 2], "refine_key": False, "share_projections": False}, 5),
+    ],
+    ids=str,
+)
+def test_num_hidden_layers_counts_the_different_sets_of_keys(changes, slots):
+    assert tiny(num_layers=3, **changes).num_hidden_layers == slots
+
+
+@pytest.mark.parametrize(
+    "keywords, rope_parameters",
+    [
+        ({"rope_theta": 500.0}, {"rope_type": "default", "rope_theta": 500.0}),
+        (
+            {"rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
+        ),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}},
+            {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
+        ),
+    ],
+)
+def test_rope_keywords_are_folded_into_rope_parameters(keywords, rope_parameters):
+    config = tiny(**keywords)
+    assert config.rope_parameters == rope_parameters
+    assert not hasattr(config, "rope_theta")
+
+
+# Rejected values
+
+
+@pytest.mark.parametrize(
+    "named, changes",
+    [
+        ("attention_order", {"attention_order": 0}),
+        ("attention_order", {"attention_order": -1}),
+        ("attention_order", {"attention_order": [2, 0]}),
+        ("attention_order", {"attention_order": [2]}),
+        ("attention_order", {"attention_order": [2, 1, 1]}),
+        ("attention_order", {"attention_order": []}),
+        ("num_layers", {"attention_order": [], "num_layers": 0}),
+        ("attention_order", {"attention_order": True}),
+        ("attention_order", {"attention_order": [True, 2]}),
+        ("attention_order", {"attention_order": 2.0}),
+        ("attention_order", {"attention_order": "2"}),
+        ("attention_order", {"attention_order": None}),
+        ("refine_query=False and refine_key=False", {"refine_query": False, "refine_key": False}),
+        (
+            "refine_query=False and refine_key=False",
+            {"refine_query": False, "refine_key": False, "attention_order": [1, 2]},
+        ),
+        ("num_key_value_heads=3", {"num_key_value_heads": 3}),
+        ("num_key_value_heads=8", {"num_key_value_heads": 8}),
+        ("num_key_value_heads=0", {"num_key_value_heads": 0}),
+        ("num_key_value_heads=-2", {"num_key_value_heads": -2}),
+        ("head_dim=7", {"head_dim": 7}),
+        ("head_dim=0", {"head_dim": 0}),
+        ("head_dim=-2", {"head_dim": -2}),
+        ("head_dim=0", {"hidden_size": 2}),
+        ("vocab_size=0", {"vocab_size": 0}),
+        ("hidden_size=0", {"hidden_size": 0}),
+        ("intermediate_size=0", {"intermediate_size": 0}),
+        ("num_layers=0", {"num_layers": 0}),
+        ("num_attention_heads=0", {"num_attention_heads": 0, "num_key_value_heads": None}),
+        ("num_attention_heads=-4", {"num_attention_heads": -4}),
+        ("hidden_size", {"hidden_size": "32"}),
+        ("hidden_size", {"hidden_size": 32.0}),
+        ("num_layers", {"num_layers": True}),
+        ("refine_key", {"refine_key": 1}),
+        ("source_gate", {"source_gate": "yes"}),
+        ("source_gate_init", {"source_gate_init": "0.1"}),
+        ("rms_norm_eps", {"rms_norm_eps": None}),
+        ("rope_parameters", {"rope_parameters": 500.0}),
+        ("hidden_act", {"hidden_act": "swish2"}),
+        ("norm_type", {"norm_type": "batchnorm"}),
+        ("norm_position", {"norm_position": "both"}),
+        ("parallel_residual=True", {"norm_position": "post", "parallel_residual": True}),
+        ("qk_norm='head'", {"qk_norm": "head"}),
+        ("sliding_window=0", {"sliding_window": 0}),
+        ("sliding_layers", {"sliding_layers": [0]}),
+        ("sliding_layers", {"sliding_window": 3, "sliding_layers": [0, 2]}),
+        ("attention_dropout", {"attention_dropout": 1.5}),
+        ("classifier_dropout", {"classifier_dropout": -0.1}),
+    ],
+    ids=str,
+)
+def test_a_value_that_no_model_can_have_is_an_error_naming_its_field(named, changes):
+    with pytest.raises(INVALID, match=named):
+        tiny(**changes)
+
+
+def test_order_1_needs_no_branch_to_refine():
+    assert tiny(attention_order=1, refine_query=False, refine_key=False).num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("value", [0, 1])
+@pytest.mark.parametrize("name", ["source_gate_init", "attention_dropout"])
+def test_whole_numbers_are_accepted_where_they_are_the_natural_values(name, value):
+    assert getattr(tiny(**{name: value}), name) == value
+
+
+def test_num_hidden_layers_cannot_be_given(tmp_path):
+    tiny().save_pretrained(tmp_path)
+    with pytest.raises(INVALID, match="`num_layers`"):
+        tiny(num_hidden_layers=3)
+    with pytest.raises(INVALID, match="`num_layers`"):
+        tiny().num_hidden_layers = 3
+    with pytest.raises(INVALID, match="`num_layers`"):
+        NexusConfig.from_pretrained(tmp_path, num_hidden_layers=3)
+
+
+def test_an_invalid_config_is_not_saved(tmp_path):
+    config = tiny()
+    config.attention_order = [2, 2, 2]
+    with pytest.raises(INVALID, match="attention_order"):
+        config.save_pretrained(tmp_path)
+
+
+# Every field: saved, and of consequence. The observers below are what a field may change.
+
+
+def model(config: NexusConfig) -> NexusForCausalLM:
+    torch.manual_seed(0)
+    return NexusForCausalLM(config).eval()
+
+
+def logits(config):
+    result = model(config)(IDS).logits
+    assert result.isfinite().all()
+    return result.tolist()
+
+
+def bfloat16_logits(config):
+    return model(config).bfloat16()(IDS).logits.tolist()
+
+
+def training_logits(config):
+    torch.manual_seed(0)
+    return model(config).train()(IDS).logits.tolist()
+
+
+def classifier_training_logits(config):
+    torch.manual_seed(0)
+    classifier = NexusForTokenClassification(config).train()
+    torch.manual_seed(0)
+    return classifier(IDS).logits.tolist()
+
+
+def parameter_shapes(config):
+    return {name: parameter.shape for name, parameter in model(config).named_parameters()}
+
+
+def returned_cache(config):
+    return type(model(config)(IDS).past_key_values)
+
+
+def generation_defaults(config):
+    return model(config).generation_config.to_dict()
+
+
+DYNAMIC_ROPE = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}
+
+EFFECTS = {  # field: (changed value, what shows the change, what else must be set for it to show)
+    "attention_order": (3, logits, {}),
+    "refine_query": (False, logits, {}),
+    "refine_key": (False, logits, {}),
+    "share_projections": (False, parameter_shapes, {}),
+    "source_gate": (True, parameter_shapes, {}),
+    "source_gate_init": (0.5, logits, {"source_gate": True}),
+    "normalize_source": (False, logits, {}),
+    "vocab_size": (67, parameter_shapes, {}),
+    "hidden_size": (48, parameter_shapes, {}),
+    "intermediate_size": (40, parameter_shapes, {}),
+    "num_layers": (3, parameter_shapes, {}),
+    "num_attention_heads": (2, parameter_shapes, {}),
+    "num_key_value_heads": (1, parameter_shapes, {}),
+    "head_dim": (16, parameter_shapes, {}),
+    "hidden_act": ("gelu", logits, {}),
+    "max_position_embeddings": (8, logits, DYNAMIC_ROPE),
+    "initializer_range": (0.1, logits, {}),
+    "rms_norm_eps": (1e-2, logits, {}),
+    "use_cache": (False, returned_cache, {}),
+    "pad_token_id": (3, logits, {}),  # its embedding is zero
+    "bos_token_id": (4, generation_defaults, {}),
+    "eos_token_id": ([5, 6], generation_defaults, {}),
+    "tie_word_embeddings": (False, parameter_shapes, {}),
+    "rope_parameters": ({"rope_type": "default", "rope_theta": 500.0}, logits, {}),
+    "attention_bias": (True, parameter_shapes, {}),
+    "attention_dropout": (0.5, training_logits, {}),
+    "attention_out_bias": (True, parameter_shapes, {}),
+    "qk_norm": ("across_heads", parameter_shapes, {"qk_norm": True}),
+    "float32_norm_and_rope": (True, bfloat16_logits, {}),
+    "sliding_window": (3, logits, {}),
+    "sliding_layers": ([0], logits, {"sliding_window": 3}),
+    "norm_type": ("layernorm", parameter_shapes, {}),
+    "norm_position": ("post", logits, {}),
+    "parallel_residual": (True, logits, {}),
+    "mlp_gated": (False, parameter_shapes, {}),
+    "mlp_bias": (True, parameter_shapes, {}),
+    "classifier_dropout": (0.5, classifier_training_logits, {}),
+}
+
+
+def test_the_table_of_effects_covers_every_field():
+    assert EFFECTS.keys() == NexusConfig.__annotations__.keys()
+
+
+@pytest.mark.parametrize("field", EFFECTS)
+def test_no_field_is_without_effect(field):
+    changed, observe, base = EFFECTS[field]
+    assert observe(tiny(**base)) == observe(tiny(**base))
+    assert observe(tiny(**base)) != observe(tiny(**base | {field: changed}))
+
+
+@pytest.mark.parametrize("field", EFFECTS)
+def test_every_field_survives_saving(field, tmp_path):
+    changed, _, base = EFFECTS[field]
+    config = tiny(**base | {field: changed})
+    config.save_pretrained(tmp_path)
+    loaded = NexusConfig.from_pretrained(tmp_path)
+    assert getattr(loaded, field) == changed != getattr(tiny(**base), field)
+    assert loaded.to_dict() == config.to_dict()
+
+
+# The saved folder
+
+
+def test_auto_map_names_a_class_for_every_auto_class(tmp_path):
+    tiny().save_pretrained(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    classes = {}
+    for auto_class, target in auto_map.items():
+        module, name = target.split(".")
+        classes[auto_class] = getattr(importlib.import_module(f"nexus_transformers.{module}"), name).__name__
+    assert classes == {
+        "AutoConfig": "NexusConfig",
+        "AutoModel": "NexusModel",
+        "AutoModelForCausalLM": "NexusForCausalLM",
+        "AutoModelForSequenceClassification": "NexusForSequenceClassification",
+        "AutoModelForTokenClassification": "NexusForTokenClassification",
+        "AutoModelForQuestionAnswering": "NexusForQuestionAnswering",
+    }

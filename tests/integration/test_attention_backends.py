@@ -1,0 +1,114 @@
+"""Attention backends agree, may be changed at run time, and find in the code what serving engines look for."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import nexus_transformers
+from nexus_transformers import NexusConfig, NexusForCausalLM
+from nexus_transformers.modeling_nexus import NexusAttentionCall
+
+ROOT = Path(nexus_transformers.__file__).parent
+SHAPE = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 48,
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "flex_attention"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"attention_order": 1}, {"attention_order": 2}, {"attention_order": [3, 2]}, {"sliding_window": 7}],
+    ids=str,
+)
+def test_backends_agree_with_eager_on_padded_batches(changes, backend):
+    """
+    Tolerance 2e-4: orders of summation differ, and logits are of size 10. The length is one at which PyTorch 2.13's own
+    flex attention is right on every CPU: with AVX2 it returns NaN at 40, without any code of ours.
+    """
+    model = NexusForCausalLM(NexusConfig(**SHAPE, **changes)).eval()
+    ids = torch.randint(1, 96, (2, 64))
+    mask = torch.ones_like(ids)
+    mask[0, :11] = 0
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask).logits[mask.bool()]
+        wrong = model(ids).logits[mask.bool()]
+        model.set_attn_implementation(backend)
+        actual = model(ids, attention_mask=mask).logits[mask.bool()]
+    torch.testing.assert_close(actual, expected, atol=2e-4, rtol=0)
+    assert (wrong - expected).abs().max() > 0.1, "the mask matters here"
+
+
+def test_flash_attention_that_is_not_installed_is_said_to_be_missing():
+    model = NexusForCausalLM(NexusConfig(**SHAPE))
+    with pytest.raises(ImportError, match="FlashAttention2"):
+        model.set_attn_implementation("flash_attention_2")
+
+
+def test_each_attention_call_is_one_that_serving_engines_recognise():
+    """
+    The rule by which vLLM's Transformers backend finds attention: a module with an int `layer_idx`, unique in the
+    model, one integer in its path, `is_causal` not False, and in its own `forward` exactly one call of a local name
+    that was assigned from `ALL_ATTENTION_FUNCTIONS.get_interface(...)`, with `scaling=` and `**kwargs` passed on.
+    """
+    model = NexusForCausalLM(NexusConfig(**SHAPE, attention_order=[3, 2]))
+    calls = {name: module for name, module in model.named_modules() if isinstance(module, NexusAttentionCall)}
+    assert sorted(call.layer_idx for call in calls.values()) == list(range(model.config.num_hidden_layers))
+    for name, call in calls.items():
+        assert sum(part.isdigit() for part in name.split(".")) == 1
+        assert call.is_causal is True
+        assert call.scaling == 16**-0.5
+        assert not list(call.parameters())
+
+    tree = ast.parse((ROOT / "modeling_nexus.py").read_text())
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for function in node.body:
+                if isinstance(function, ast.FunctionDef) and function.name == "forward":
+                    interfaces = {
+                        target.id
+                        for statement in ast.walk(function)
+                        if isinstance(statement, ast.Assign) and "get_interface" in ast.dump(statement.value)
+                        for target in statement.targets
+                    }
+                    uses = [
+                        used
+                        for used in ast.walk(function)
+                        if isinstance(used, ast.Call) and getattr(used.func, "id", None) in interfaces
+                    ]
+                    if interfaces:
+                        found[node.name] = uses
+    assert list(found) == ["NexusAttentionCall"]
+    (use,) = found["NexusAttentionCall"]
+    keywords = {keyword.arg: keyword.value for keyword in use.keywords}
+    assert ast.unparse(keywords["scaling"]) == "self.scaling"
+    assert None in keywords, "**kwargs reach the interface: engines pass theirs through the model"
+
+
+def test_the_keywords_of_a_forward_reach_every_attention_call():
+    """As serving engines pass `attention_instances`: through the model, down to the interface."""
+    from transformers import AttentionInterface
+
+    seen = []
+
+    def engine(module: nn.Module, query, key, value, attention_mask, engine_state=None, **kwargs):
+        seen.append((module.layer_idx, engine_state, query.shape, key.shape, value.shape))
+        return query.transpose(1, 2), None
+
+    AttentionInterface.register("recording_engine", engine)
+    model = NexusForCausalLM(NexusConfig(**SHAPE, attention_order=[2, 1]))
+    model.set_attn_implementation("recording_engine")
+    model(torch.randint(1, 96, (1, 5)), use_cache=False, engine_state="state")
+    shapes = (torch.Size([1, 4, 5, 16]), torch.Size([1, 2, 5, 16]), torch.Size([1, 2, 5, 16]))
+    assert seen == [(0, "state", *shapes), (1, "state", *shapes), (2, "state", *shapes)]

@@ -1,0 +1,150 @@
+"""A model folder stands alone: it loads in a fresh process that cannot import our package, with all that it needs."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import nexus_transformers
+from isolated import run_isolated
+from nexus_transformers import NexusConfig, NexusForCausalLM
+from nexus_transformers.conversion_scripts.convert import convert
+
+ROOT = Path(nexus_transformers.__file__).parent
+
+
+def test_model_files_import_torch_and_transformers_only():
+    allowed = {"torch", "transformers", "huggingface_hub", "configuration_nexus"}  # the hub client: `strict` configs
+    for name in ("configuration_nexus.py", "modeling_nexus.py"):
+        for node in ast.walk(ast.parse((ROOT / name).read_text())):
+            if isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= allowed
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module.split(".")[0] in allowed
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_auto_class_loads_generates_and_saves_again_in_a_fresh_process(tied, tmp_path):
+    config = NexusConfig(
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_order=[2, 3],
+        source_gate=True,
+        source_gate_init=0.4,
+        tie_word_embeddings=tied,
+        rope_parameters={"rope_type": "default", "rope_theta": 777.0},
+        initializer_range=0.2,
+    )
+    model = NexusForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    ids = torch.arange(1, 20)[None]
+    script = """
+import json, torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.utils import logging
+logging.disable_progress_bar()
+folder, again = sys.argv[1:3]
+ids = torch.arange(1, 20)[None]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+logits = model(ids).logits
+tokens = model.generate(ids, max_new_tokens=8, do_sample=False)
+model.save_pretrained(again)
+reloaded = AutoModelForCausalLM.from_pretrained(again, trust_remote_code=True).eval()
+hidden = AutoModel.from_pretrained(again, trust_remote_code=True).eval()(ids).last_hidden_state
+config = AutoConfig.from_pretrained(again, trust_remote_code=True)
+standard = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, attention_order=1).eval()
+print(json.dumps({
+    "logits": logits[0, -1].tolist(),
+    "tokens": tokens[0].tolist(),
+    "reload": torch.equal(reloaded(ids).logits, logits),
+    "hidden": torch.equal(model.lm_head(hidden), logits),
+    "theta": config.rope_parameters["rope_theta"],
+    "inv_freq": reloaded.model.rotary_emb.inv_freq.tolist(),
+    "slots": [model.config.num_hidden_layers, standard.config.num_hidden_layers],
+    "standard_differs": (standard(ids).logits - logits).abs().max().item(),
+    "module": type(model).__module__,
+}))
+"""
+    result = run_isolated(script, tmp_path, tmp_path / "model", tmp_path / "again")
+    assert result["module"].startswith("transformers_modules.")
+    assert torch.equal(torch.tensor(result["logits"]), model(ids).logits[0, -1])
+    assert result["tokens"] == model.generate(ids, max_new_tokens=8, do_sample=False)[0].tolist()
+    assert result["reload"]
+    assert result["hidden"]
+    assert result["theta"] == 777.0
+    assert result["inv_freq"] == model.model.rotary_emb.inv_freq.tolist()
+    assert result["slots"] == [5, 2]
+    assert result["standard_differs"] > 1e-3
+
+
+def test_every_head_loads_in_a_fresh_process(tmp_path):
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_attention_heads": 4}
+    config = NexusConfig(**shape, num_labels=3, pad_token_id=0)
+    heads = {name: reference for name, reference in config.auto_map.items() if "For" in name and "Causal" not in name}
+    assert len(heads) == 3
+    for auto_class, reference in heads.items():
+        model = getattr(nexus_transformers, reference.split(".")[-1])(config).eval()
+        model.save_pretrained(tmp_path / auto_class)
+    script = """
+import json, torch, transformers
+ids = torch.arange(1, 10)[None]
+for name in sys.argv[1:]:
+    model = getattr(transformers, name.split("/")[-1]).from_pretrained(name, trust_remote_code=True).eval()
+    again = type(model).from_pretrained(name)
+    outputs = [model(ids)[0], again(ids)[0]]
+    assert torch.equal(*outputs), name
+    torch.save(outputs[0], name + "/outputs.pt")
+print(json.dumps([type(model).__module__]))
+"""
+    (module,) = run_isolated(script, tmp_path, *(tmp_path / auto_class for auto_class in heads))
+    assert module.startswith("transformers_modules.")
+    for auto_class, reference in heads.items():
+        model = getattr(nexus_transformers, reference.split(".")[-1]).from_pretrained(tmp_path / auto_class).eval()
+        assert torch.equal(model(torch.arange(1, 10)[None])[0], torch.load(tmp_path / auto_class / "outputs.pt"))
+
+
+def test_a_remote_model_is_trained_with_trainer_and_its_checkpoints_carry_the_code(llama_folder, tmp_path):
+    convert(llama_folder, tmp_path / "model", verify=False)
+    command = ["--steps", "4", "--length", "32", "--eval-blocks", "4", "--learning-rate", "0.05"]
+    script = """
+import json, runpy
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+print(json.dumps(sorted(module for module in sys.modules if module.startswith("nexus_transformers."))))
+"""
+    example = ROOT / "examples" / "finetune_gates.py"
+    plot = tmp_path / "gates.png"
+    assert (
+        run_isolated(script, tmp_path, example, tmp_path / "model", tmp_path / "tuned", *command, "--plot", plot) == []
+    )
+    result = json.loads((tmp_path / "tuned" / "finetune_gates.json").read_text())
+    assert result["loss_after"] != result["loss_before"]
+    assert len(result["gates"]) == 6
+    assert all(value != 0 for value in result["gates"].values()), "every gate was trained"
+    assert plot.stat().st_size > 10_000
+    assert (tmp_path / "tuned" / "modeling_nexus.py").exists()
+
+    before, after = (
+        NexusForCausalLM.from_pretrained(tmp_path / "model"),
+        NexusForCausalLM.from_pretrained(tmp_path / "tuned"),
+    )
+    for (name, old), (_, new) in zip(before.named_parameters(), after.named_parameters(), strict=True):
+        assert torch.equal(old, new) != (name in before.gates()), f"{name}: gates move, everything else is frozen"
+
+
+def test_chat_example(llama_folder, tmp_path):
+    convert(llama_folder, tmp_path / "model", verify=False)
+    script = """
+import json, runpy
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+print(json.dumps(True))
+"""
+    arguments = (ROOT / "examples" / "chat.py", tmp_path / "model", "Hello?", "--max-new-tokens", "4")
+    assert run_isolated(script, tmp_path, *arguments)

@@ -1,0 +1,148 @@
+"""The `nexus` command. It parses and prints; what it does is in the functions it calls."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from transformers import logging
+
+from .convert import convert as run_convert
+from .errors import ConversionError
+from .printing import print_json, print_plan, print_report, print_verification
+from .push import print_push
+from .push import push as run_push
+from .to_source import convert_to_source
+from .tokenizer_command import app as tokenizer_app
+from .verify import verify as run_verify
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(tokenizer_app, name="tokenizer")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+SourceArgument = Annotated[str, typer.Argument(help="Checkpoint folder, Hub id, .gguf file or a folder with one.")]
+RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit, for a Hub id.")]
+LayerByLayerOption = Annotated[
+    bool, typer.Option("--layer-by-layer", help="Verify with one layer in memory at a time; done anyway if need be.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole report as JSON, errors too.")]
+
+
+@app.callback()
+def callback() -> None:
+    """Nexus: higher-order attention for Hugging Face checkpoints."""
+
+
+@app.command()
+def convert(
+    source: SourceArgument,
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    order: Annotated[str, typer.Option(help="Attention order: one number, or one per layer as in 2,1,1,1.")] = "2",
+    gate_init: Annotated[float, typer.Option(help="Where the gates start; 0 keeps the source's function.")] = 0.0,
+    no_gate: Annotated[bool, typer.Option("--no-gate", help="No gates: fully nested from the start.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default the source's.")] = None,
+    to_source: Annotated[bool, typer.Option("--to-source", help="The way back: SOURCE is a Nexus model.")] = False,
+    family: Annotated[str | None, typer.Option(help="With --to-source: the model_type to become.")] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Largest size of a weight file.")] = "5GB",
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip the comparison with the source.")] = False,
+    layer_by_layer: LayerByLayerOption = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model of ours at OUT.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
+    as_json: JsonOption = False,
+    revision: RevisionOption = None,
+) -> None:
+    """
+    Turn a standard checkpoint into a Nexus model that computes the same function until its gates are trained.
+
+    Interrupted, it continues when the same command is run again.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ConversionError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}.")
+    common = {
+        "verify": not no_verify,
+        "layer_by_layer": layer_by_layer,
+        "overwrite": overwrite,
+        "max_shard_size": max_shard_size,
+        "command": ["nexus", *sys.argv[1:]],
+        "dry_run": dry_run,
+    }
+    if to_source:
+        refuse_with_to_source(order=order != "2", gate_init=gate_init, no_gate=no_gate, dtype=dtype, revision=revision)
+        report = convert_to_source(source, out, family, **common)
+    else:
+        report = run_convert(
+            source,
+            out,
+            order=parse_order(order),
+            gate_init=None if no_gate else gate_init,
+            dtype=DTYPES.get(dtype),
+            revision=revision,
+            **common,
+        )
+    if as_json:
+        print_json(report)
+    elif dry_run:
+        print_plan(report, out)
+    else:
+        print_report(report, out)
+
+
+@app.command()
+def verify(
+    source: SourceArgument,
+    out: Annotated[Path, typer.Argument(help="The Nexus model.")],
+    layer_by_layer: LayerByLayerOption = False,
+    as_json: JsonOption = False,
+    revision: RevisionOption = None,
+) -> None:
+    """Check that the Nexus model in OUT, its gates closed, is the same function as SOURCE."""
+    figures = run_verify(source, out, revision, layer_by_layer)
+    if as_json:
+        print_json(figures)
+    else:
+        print_verification(figures)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="The Nexus model.")],
+    repo: Annotated[str, typer.Argument(help="USER/NAME on the Hub; made if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the new repository private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload the Nexus model in FOLDER to the Hub in one commit, and check what the Hub then serves."""
+    result = run_push(folder, repo, private, dry_run)
+    if as_json:
+        print_json(result)
+    else:
+        print_push(result)
+
+
+def refuse_with_to_source(**given: object) -> None:
+    for name, value in given.items():
+        if value:
+            raise ConversionError(f"--{name.replace('_', '-')}: has no meaning with --to-source.")
+
+
+def parse_order(order: str) -> int | list[int]:
+    try:
+        orders = [int(part) for part in order.split(",")]
+    except ValueError:
+        raise ConversionError(f"--order {order}: give a number, or one number per layer, as in 2,1,1,1.") from None
+    return orders if "," in order else orders[0]
+
+
+def main() -> None:
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        app()
+    except ConversionError as error:
+        if "--json" in sys.argv:
+            print_json({"error": str(error)})
+        else:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
+        sys.exit(1)

@@ -1,0 +1,158 @@
+"""
+From a standard checkpoint to a Nexus model folder that computes the same function until its gates open:
+source -> config and plan -> shards -> code, tokenizer, card -> verification in a fresh process -> final name.
+`to_source.py` is the way back.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from ..configuration_nexus import AUTO_MAP, NexusConfig
+from ..tokenization import carry_over_tokenizer, check_tokenizer, keep_tokenizer_class, rebuild_gguf_tokenizer
+from ..tokenization.check import remote_code
+from .card import write_card
+from .errors import ConversionError
+from .output import check_output
+from .pipeline import produce
+from .plan import plan_nexus
+from .shards import sha256
+from .source import Source, open_source
+from .verify import verify_opened
+
+ROOT = Path(__file__).parent.parent
+CODE_FILES = sorted({reference.split(".")[0] + ".py" for reference in AUTO_MAP.values()})
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    order: int | list[int] = 2,
+    gate_init: float | None = 0.0,
+    dtype: torch.dtype | None = None,
+    verify: bool = True,
+    layer_by_layer: bool = False,
+    overwrite: bool = False,
+    max_shard_size: int | str = "5GB",
+    revision: str | None = None,
+    command: list[str] | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """
+    Converts `source` to a Nexus model in the folder `out` and returns the report, which the folder keeps too.
+
+    A run that was interrupted continues when it is started again with the same arguments. If `out` already is what it
+    would write, by the hash of every file of source and result, nothing is written and the report says "unchanged".
+
+    Args:
+        source: a checkpoint folder, a Hub id, a .gguf file or a folder with one. It is only read.
+        out: the folder to write, new or empty unless `overwrite`.
+        order: attention order, one for all layers or one per layer.
+        gate_init: where the gates start; 0 computes the source's function. None makes a model without gates, which is
+            fully nested at once and computes another function (the paper's own retrofit).
+        dtype: of the written weights; None keeps the source's, tensor by tensor.
+        verify: compare source and result in a fresh process, and fail unless they are equal.
+        layer_by_layer: verify with one layer in memory at a time; done anyway if the models do not fit.
+        overwrite: replace a model of ours at `out`.
+        max_shard_size: of the safetensors files, in bytes or as in "5GB".
+        revision: branch, tag or commit of a Hub id.
+        command: the command line, for the report.
+        dry_run: write nothing and return what would be done.
+
+    Raises:
+        `ConversionError`: anything that is wrong with source, options or disk, or a failed verification. Nothing is
+            left at `out` then, and what was there before still is.
+    """
+    out = Path(out)
+    check_output(out, Path(source) if Path(source).exists() else None)
+    opened = open_source(source, revision)
+    config = nexus_config(opened, order, gate_init, dtype)
+    plan = plan_nexus(opened, config, dtype)
+    tokenizer = None if opened.gguf_file else fitting_tokenizer(opened.folder, config.vocab_size)
+    options = {
+        "order": order,
+        "gate_init": gate_init,
+        "dtype": dtype and str(dtype).removeprefix("torch."),
+        "max_shard_size": max_shard_size,
+        "code": {file: sha256(ROOT / file) for file in CODE_FILES},
+    }
+
+    def fill(folder: Path, report: dict[str, Any]) -> None:
+        for file in CODE_FILES:
+            shutil.copyfile(ROOT / file, folder / file)
+        config.save_pretrained(folder)
+        report["model"] = {
+            "attention_order": config.attention_order,
+            "source_gate": config.source_gate,
+            "gate_init": gate_init,
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "gates": sum(planned.tensor.numel() for name, planned in plan.items() if ".source_norm." in name),
+        } | report["model"]
+        report["tokenizer_files"] = carry_over(opened, folder)
+        report["tokenizer"] = tokenizer or fitting_tokenizer(folder, config.vocab_size)
+        if opened.gguf_file is None and (kept := keep_tokenizer_class(opened.folder, folder)):
+            report["tokenizer"]["warnings"].append(
+                f"tokenizer_config.json now says tokenizer_class={kept}, which Transformers loads for "
+                f"{opened.family.model_type} whatever that file says."
+            )
+
+    return produce(
+        out,
+        opened,
+        plan,
+        options,
+        fill,
+        check=(lambda folder: verify_opened(opened, folder, layer_by_layer)) if verify else None,
+        describe=lambda folder, report: write_card(folder, opened.folder, report),
+        overwrite=overwrite,
+        command=command,
+        dry_run=dry_run,
+    )
+
+
+def nexus_config(
+    source: Source, order: int | list[int], gate_init: float | None, dtype: torch.dtype | None
+) -> NexusConfig:
+    fields = source.family.nexus_config(source.raw_config, source.config)
+    if isinstance(order, list) and len(order) != fields["num_layers"]:
+        raise ConversionError(
+            f"--order: {len(order)} orders were given, but {source.label} has {fields['num_layers']} layers. Give one "
+            "order per layer, or one number for all."
+        )
+    nested = max(order if isinstance(order, list) else [order]) > 1
+    try:
+        config = NexusConfig(
+            **fields,
+            attention_order=order,
+            source_gate=gate_init is not None and nested,
+            source_gate_init=gate_init or 0.0,
+            dtype=dtype or source.dtype,
+        )
+    except (StrictDataclassError, ValueError) as error:
+        reason = " ".join(str(error).split()).split("Error: ")[-1]
+        raise ConversionError(f"{source.label}: does not make a Nexus model: {reason}") from error
+    config.architectures = ["NexusForCausalLM"]
+    return config
+
+
+def fitting_tokenizer(folder: Path, vocab_size: int) -> dict[str, Any]:
+    """What `check_tokenizer` says of it. Raises `ConversionError` if it cannot be carried over."""
+    try:
+        if code := remote_code(folder):
+            raise ConversionError(
+                f"{folder}: its tokenizer needs code of its own ({code}), which nobody allowed to run. Remove the "
+                "tokenizer files to convert the model alone, or save it with a class of Transformers."
+            )
+        return check_tokenizer(folder, vocab_size)
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
+
+
+def carry_over(source: Source, folder: Path) -> list[str]:
+    if source.gguf_file is None:
+        return carry_over_tokenizer(source.folder, folder)
+    source.generation_config.save_pretrained(folder)
+    return rebuild_gguf_tokenizer(source.folder, source.gguf_file, folder)

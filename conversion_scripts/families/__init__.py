@@ -1,0 +1,194 @@
+"""
+The source architectures that can be converted. One file each, holding a `Family`: how its config and its tensor names
+translate to Nexus and back. A family is data; the code that applies it is here and serves all.
+"""
+
+import re
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from ...configuration_nexus import NexusConfig
+from ..errors import ConversionError
+from . import gpt_neox, llama, mistral, olmo2, phi3, qwen2, qwen3
+from .rules import NOTHING, Computed, WeightRule, windowed_layers
+
+# Fields of a config.json that say nothing about the function which the model computes. Old ones hold generation
+# settings too, which Transformers moves to the generation config.
+METADATA_FIELDS = frozenset(GenerationConfig().to_dict()) | frozenset(
+    """
+    _name_or_path _attn_implementation_autoset architectures auto_map chunk_size_feed_forward dtype id2label
+    is_encoder_decoder is_llama_config label2id model_type num_labels output_attentions output_hidden_states
+    problem_type return_dict task_specific_params tokenizer_class torch_dtype torchscript transformers.js_config
+    sep_token_id transformers_version unk_token_id unsloth_fixed unsloth_version use_cache
+    """.split()
+)
+# Where Transformers' reading of a config.json puts these fields in `rope_parameters`, if the architecture has them
+ROPE_FIELDS = {
+    "rope_theta": "rope_theta",
+    "rotary_emb_base": "rope_theta",
+    "partial_rotary_factor": "partial_rotary_factor",
+    "rotary_pct": "partial_rotary_factor",
+}
+# Fields of a NexusConfig that say nothing about the function of its last levels, which is what a source computes
+NESTING_FIELDS = frozenset(
+    """
+    attention_order refine_query refine_key share_projections source_gate source_gate_init normalize_source use_cache
+    classifier_dropout
+    """.split()
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """
+    One source architecture.
+
+    Args:
+        model_type: as in the source's config.json.
+        config: source field -> NexusConfig field of the same value.
+        weights: source tensor name -> rule, `*` standing for the layer number on both sides.
+        computed: fields that are not the same value under another name.
+        fixed: NexusConfig field -> the value that is built into this architecture, where it is not the default.
+        ignored: source fields that its modelling code does not read.
+        required: source field -> the only value that Nexus can reproduce; an absent field is fine.
+        partial_rotary: its modelling code can rotate a part of each head only.
+        optional: Nexus tensors that a source may lack (a tied output projection).
+        saved_as: name in the state dict of Transformers' class -> name in files, where they are not the same.
+    """
+
+    model_type: str
+    config: dict[str, str]
+    weights: dict[str, WeightRule]
+    computed: Computed = NOTHING
+    fixed: dict[str, Any] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+    required: dict[str, Any] = field(default_factory=dict)
+    partial_rotary: bool = False
+    optional: frozenset[str] = frozenset({"lm_head.weight"})
+    saved_as: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def fused(self) -> bool:
+        """The source multiplies several projections in one product: logits agree up to rounding, not bit for bit."""
+        return any(len(rule.targets) > 1 for rule in self.weights.values())
+
+    def nexus_config(self, raw: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
+        """
+        The decoder fields of the Nexus config. `raw` is the source's config.json as it stands, searched for fields that
+        nobody here knows; `config` is Transformers' reading of it, which the values come from, so that every way of
+        spelling, say, a rotary theta is understood as Transformers understands it.
+        """
+        known = {*self.config, *self.computed.fields, *self.ignored, *self.required, *METADATA_FIELDS, *ROPE_FIELDS}
+        for name in sorted(set(raw) - known - {"rope_scaling"}):
+            raise ConversionError(
+                f"config.json: the field {name}={raw[name]!r} is unknown for model_type={self.model_type!r} and could "
+                f"change what the model computes. Remove it if it does not, or report it so that it can be supported."
+            )
+        for name, value in self.required.items():
+            if raw.get(name, value) != value:
+                raise ConversionError(
+                    f"config.json: {name}={raw[name]!r} is not supported for model_type={self.model_type!r}, only "
+                    f"{value!r} is: Nexus has no switch for it."
+                )
+        self._check_rope(raw, config.rope_parameters)
+        fields = {target: getattr(config, source, None) for source, target in self.config.items()}
+        return deepcopy({**fields, **self.computed.read(config), **self.fixed})
+
+    def _check_rope(self, raw: dict[str, Any], rope: dict[str, Any]) -> None:
+        if rope.get("rope_type") not in ("default", *ROPE_INIT_FUNCTIONS):
+            raise ConversionError(f"config.json: the rotary embedding {rope} is of no type that Transformers knows.")
+        share = rope.get("partial_rotary_factor", 1.0)
+        if share != 1.0 and not self.partial_rotary:
+            raise ConversionError(
+                f"config.json: partial_rotary_factor={share} is not supported for model_type={self.model_type!r}, "
+                "whose modelling code rotates whole heads."
+            )
+        for name, key in ROPE_FIELDS.items():
+            used = rope.get(key, 1.0)
+            if raw.get(name) is not None and raw[name] != used:
+                raise ConversionError(
+                    f"config.json: {name}={raw[name]} has no effect for model_type={self.model_type!r}, for which "
+                    f"Transformers reads {key}={used}. Remove it, or say it as Transformers understands it."
+                )
+
+    def source_config(self, config: NexusConfig) -> PreTrainedConfig:
+        """
+        The config of this architecture that says what `config` says of the last level of every layer, gates and inner
+        levels left out. Raises `ConversionError`, naming the field, if this architecture cannot say it.
+        """
+        fields = {source: deepcopy(getattr(config, target)) for source, target in self.config.items()}
+        if config.head_dim == config.hidden_size // config.num_attention_heads:
+            if not hasattr(CONFIG_MAPPING[self.model_type], "head_dim"):  # read where it is given, but rarely given
+                fields.pop("head_dim", None)
+        try:
+            source_config = AutoConfig.for_model(self.model_type, **fields, **self.computed.write(config))
+            expressed = decoder_fields(NexusConfig(**self.nexus_config({}, source_config)))
+        except (StrictDataclassError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split()).split("Error: ")[-1]
+            raise ConversionError(f"cannot become a model of model_type={self.model_type!r}: {reason}") from error
+        wanted = decoder_fields(config).items()
+        other = [f"{name}={value!r} (there {expressed[name]!r})" for name, value in wanted if value != expressed[name]]
+        if other:
+            raise ConversionError(f"model_type={self.model_type!r} has no way to say {', '.join(other)}.")
+        return source_config
+
+    def rule_of(self, source_name: str) -> WeightRule:
+        """The rule of a source tensor, layer numbers filled in; `ConversionError` if no rule names it."""
+        layer = re.search(r"(?<=\.layers\.)\d+(?=\.)", source_name)
+        pattern = source_name if layer is None else source_name[: layer.start()] + "*" + source_name[layer.end() :]
+        if "*" in source_name or pattern not in self.weights:
+            raise ConversionError(
+                f"tensor {source_name!r} has no place in a Nexus model: no rule for model_type={self.model_type!r} "
+                "names it. Merge adapters and dequantize first, or report it if it belongs to this architecture."
+            )
+        rule = self.weights[pattern]
+        return rule if layer is None else replace(rule, targets=tuple(t.replace("*", layer[0]) for t in rule.targets))
+
+
+def decoder_fields(config: NexusConfig) -> dict[str, Any]:
+    """Every field that the function of the last levels depends on. Two configs that mean the same have the same."""
+    fields = {name: getattr(config, name) for name in NexusConfig.__annotations__ if name not in NESTING_FIELDS}
+    return fields | {"sliding_layers": windowed_layers(config)}
+
+
+FAMILIES = {
+    module.MODEL_TYPE: Family(module.MODEL_TYPE, **module.RULES)
+    for module in (gpt_neox, llama, mistral, olmo2, phi3, qwen2, qwen3)
+}
+
+_MIXTURE = "its feed-forward blocks are mixtures of experts, and Nexus has dense ones only"
+_POSITIONS = "its positions are learned or ALiBi, and Nexus has rotary ones only"
+_NO_ATTENTION = "most or all of its layers are not softmax attention, so there is nothing to nest"
+_PAIRS = "it rotates interleaved pairs of each head, and Nexus rotates halves"
+REFUSED = {  # model_type -> why, for architectures that people will try
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe", "gpt_oss", "deepseek_v3"), _MIXTURE),
+    **dict.fromkeys(("gpt2", "opt", "gpt_neo", "gpt_bigcode", "bloom", "mpt"), _POSITIONS),
+    **dict.fromkeys(("mamba", "mamba2", "rwkv", "qwen3_next"), _NO_ATTENTION),
+    **dict.fromkeys(("gptj", "cohere", "cohere2"), _PAIRS),
+    "gemma": "it multiplies its norms by 1 + w and scales its embeddings, which would need a second model file",
+    **dict.fromkeys(
+        ("gemma2", "gemma3", "gemma3_text"),
+        "it has norms of 1 + w on both sides of every block, scaled embeddings, an attention scale of its own and, in "
+        "Gemma 2, soft-capped logits, which would need a second model file",
+    ),
+    "granite": "it scales its embeddings, residuals, attention and logits, which Nexus does not",
+    "phi": "its attention and feed-forward share one norm, and its logits have a bias; Phi-3 can be converted",
+    "smollm3": "every fourth of its layers has no positions, and Nexus rotates in all; SmolLM2 can be converted",
+}
+
+
+def family_of(model_type: Any) -> Family:
+    """Raises `ConversionError`, which says why or lists the known ones, if the architecture cannot be converted."""
+    if isinstance(model_type, str) and model_type in REFUSED:
+        raise ConversionError(f"config.json: model_type={model_type!r} cannot be converted: {REFUSED[model_type]}.")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ConversionError(
+            f"config.json: model_type={model_type!r} is not an architecture that can be converted. Known: "
+            f"{', '.join(sorted(FAMILIES))}."
+        )
+    return FAMILIES[model_type]

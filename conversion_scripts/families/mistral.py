@@ -1,0 +1,7 @@
+"""Mistral 7B, and the models in its format: Llama with an optional window in every layer."""
+
+from .llama import CONFIG, WEIGHTS
+
+MODEL_TYPE = "mistral"
+
+RULES = {"config": {**CONFIG, "sliding_window": "sliding_window"}, "weights": WEIGHTS}

@@ -1,0 +1,149 @@
+"""
+What the family files are written with: rules for weights, among them those that a source multiplies in one product,
+and for config fields that need computing.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...configuration_nexus import NexusConfig
+
+
+def _whole(tensor: torch.Tensor, config: NexusConfig) -> tuple[torch.Tensor, ...]:
+    return (tensor,)
+
+
+def _only(tensors: Sequence[torch.Tensor], config: NexusConfig) -> torch.Tensor:
+    (tensor,) = tensors
+    return tensor
+
+
+@dataclass(frozen=True)
+class WeightRule:
+    """
+    Where the weights of a source tensor belong. In a table of weights `*` stands for the layer number.
+
+    Args:
+        targets: Nexus tensors; none for a tensor that is deliberately left behind.
+        split: source tensor -> one tensor per target, views where that is possible. Works on meta tensors too.
+        join: its exact inverse.
+    """
+
+    targets: tuple[str, ...]
+    split: Callable[[torch.Tensor, NexusConfig], tuple[torch.Tensor, ...]] = _whole
+    join: Callable[[Sequence[torch.Tensor], NexusConfig], torch.Tensor] = _only
+
+
+LEFT_BEHIND = WeightRule(())
+
+
+def renamed(names: dict[str, str]) -> dict[str, WeightRule]:
+    """A table of plain renames: source name -> Nexus name."""
+    return {source: WeightRule((target,)) for source, target in names.items()}
+
+
+def same_names(names: Iterable[str]) -> dict[str, WeightRule]:
+    return renamed({name: name for name in names})
+
+
+def parameters(modules: Iterable[str], *kinds: str) -> list[str]:
+    """Every module with every kind of parameter ("weight", "bias")."""
+    return [f"{module}.{kind}" for module in modules for kind in kinds]
+
+
+def attention_projections(kind: str) -> tuple[str, ...]:
+    return tuple(f"model.layers.*.self_attn.{projection}_proj.{kind}" for projection in ("q", "k", "v"))
+
+
+def stacked_heads(kind: str) -> WeightRule:
+    """Rows: all query heads, then all key heads, then all value heads (Phi-3's qkv_proj)."""
+
+    def split(tensor: torch.Tensor, config: NexusConfig) -> tuple[torch.Tensor, ...]:
+        query_size = config.num_attention_heads * config.head_dim
+        key_value_size = config.num_key_value_heads * config.head_dim
+        return tensor.split([query_size, key_value_size, key_value_size])
+
+    def join(tensors: Sequence[torch.Tensor], config: NexusConfig) -> torch.Tensor:
+        return torch.cat(tuple(tensors))
+
+    return WeightRule(attention_projections(kind), split, join)
+
+
+def interleaved_heads(kind: str) -> WeightRule:
+    """Rows: query, key and value of the first head, then those of the second, ... (GPT-NeoX's query_key_value)."""
+
+    def split(tensor: torch.Tensor, config: NexusConfig) -> tuple[torch.Tensor, ...]:
+        heads = tensor.unflatten(0, (config.num_attention_heads, 3, config.head_dim))
+        return tuple(projection.flatten(0, 1) for projection in heads.unbind(1))
+
+    def join(tensors: Sequence[torch.Tensor], config: NexusConfig) -> torch.Tensor:
+        heads = [tensor.unflatten(0, (config.num_attention_heads, config.head_dim)) for tensor in tensors]
+        return torch.stack(heads, 1).flatten(0, 2)
+
+    return WeightRule(attention_projections(kind), split, join)
+
+
+def stacked_halves(*targets: str) -> WeightRule:
+    """Rows: all of the first target, then all of the second, which is as large (Phi-3's gate_up_proj)."""
+
+    def split(tensor: torch.Tensor, config: NexusConfig) -> tuple[torch.Tensor, ...]:
+        return tensor.split([config.intermediate_size, config.intermediate_size])
+
+    def join(tensors: Sequence[torch.Tensor], config: NexusConfig) -> torch.Tensor:
+        return torch.cat(tuple(tensors))
+
+    return WeightRule(targets, split, join)
+
+
+@dataclass(frozen=True)
+class Computed:
+    """
+    Config fields that are not the same value under another name.
+
+    Args:
+        fields: of the source, that `read` reads.
+        read: source config -> NexusConfig fields.
+        write: its inverse.
+    """
+
+    fields: frozenset[str]
+    read: Callable[[Any], dict[str, Any]]
+    write: Callable[[NexusConfig], dict[str, Any]]
+
+
+NOTHING = Computed(frozenset(), lambda config: {}, lambda config: {})
+
+
+def _read_windows(config: Any) -> dict[str, Any]:
+    windowed = [layer for layer, kind in enumerate(config.layer_types) if kind == "sliding_attention"]
+    return {"sliding_window": config.sliding_window, "sliding_layers": windowed} if windowed else {}
+
+
+def windowed_layers(config: NexusConfig) -> list[int]:
+    if config.sliding_window is None:
+        return []
+    return list(range(config.num_layers)) if config.sliding_layers is None else sorted(config.sliding_layers)
+
+
+def _write_windows(config: NexusConfig) -> dict[str, Any]:
+    windowed = windowed_layers(config)
+    return {
+        "use_sliding_window": bool(windowed),
+        "sliding_window": config.sliding_window,
+        "layer_types": [
+            "sliding_attention" if layer in windowed else "full_attention" for layer in range(config.num_layers)
+        ],
+        # What is read where `layer_types` is not known yet. It can say no more than "from this layer on".
+        "max_window_layers": min(windowed, default=config.num_layers),
+    }
+
+
+# Qwen's way to say which layers are windowed
+WINDOWED_LAYERS = Computed(
+    frozenset({"use_sliding_window", "sliding_window", "layer_types", "max_window_layers"}),
+    _read_windows,
+    _write_windows,
+)

@@ -1,0 +1,73 @@
+"""What the `nexus` command prints when it is done, for people and for machines."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+console = Console(highlight=False, soft_wrap=True, markup=False)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def print_report(report: dict[str, Any], out: Path) -> None:
+    model = report["model"]
+    if report.get("unchanged"):
+        console.print(
+            f"{out} is already complete: every file of source and result has the hash that it had. Nothing to do."
+        )
+    if report.get("resumed"):
+        console.print(
+            f"Continued an interrupted run: {len(report['resumed'])} of {len(model['shards'])} shards were there."
+        )
+    if "attention_order" in model:
+        what = f"order {model['attention_order']}, {model['parameters']:,} parameters, of them {model['gates']} gates"
+    else:
+        what = f"a {report['options']['to_source']} model, {model['parameters']:,} parameters"
+    console.print(f"{report['source']['name']} -> {out}: {what}, {model['dtype']}, {size(model['bytes'])}.")
+    for warning in report.get("tokenizer", {}).get("warnings", []):
+        console.print(f"Note: {warning}")
+    if "verification" in report:
+        print_verification(report["verification"])
+    else:
+        console.print("Not verified (--no-verify).")
+
+
+def print_verification(figures: dict[str, Any]) -> None:
+    controls = "; ".join(f"{what}: {value:.3g}" for what, value in figures["negative_controls"].items())
+    allowed = f" (allowed {figures['tolerance']:.3g}: fused products round otherwise)" if figures["tolerance"] else ""
+    difference = f"{figures['max_abs_logit_difference']:.3g}" if figures["max_abs_logit_difference"] else "0.0"
+    how = ", layer by layer" if figures["layer_by_layer"] else ""
+    console.print(
+        f"Verified in a fresh process{how} at order {figures['compared_at_order']}, {figures['attn_implementation']}, "
+        f"{figures['dtype']}: max |Δlogit| {difference}{allowed}, KL "
+        f"{figures['mean_kl']:.3g} over {figures['positions']} tokens, greedy continuation equal, "
+        f"{figures['identical_tensors']} tensors identical.\n"
+        f"Negative controls, which must differ: {controls}."
+    )
+
+
+def print_plan(plan: dict[str, Any], out: Path) -> None:
+    source, model, disk = plan["source"], plan["model"], plan["disk"]
+    lines = {
+        "source": f"{source['name']}, {source['model_type']}, {source['parameters']:,} parameters in "
+        f"{source['shards']} files, {size(source['bytes'])}"
+        + (f", revision {source['revision']}" if source["revision"] else ""),
+        "result": f"{out}, {model['parameters']:,} parameters ({model['gates']} gates) in {model['shards']} files",
+        "options": ", ".join(f"{name} {value}" for name, value in plan["options"].items() if name != "code"),
+        "memory": plan["memory"],
+        "disk": f"{size(disk['needed_bytes'])} needed, {size(disk['free_bytes'])} free",
+        "carried over": ", ".join(plan["carried_over"]) or "nothing",
+        "left behind": ", ".join(plan["left_behind"]) or "nothing",
+        "unknown": ", ".join(plan["unknown"]) or "nothing",
+    }
+    console.print("Nothing was written. This is what would be done:")
+    for name, line in lines.items():
+        console.print(f"  {name:13} {line}")
+
+
+def size(number: int) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"

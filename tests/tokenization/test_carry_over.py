@@ -1,0 +1,38 @@
+"""A source's tokenizer is carried over byte for byte."""
+
+from transformers import AutoTokenizer
+
+import checkpoints
+from nexus_transformers.tokenization import CARRIED_FILES, carry_over_tokenizer
+
+
+def test_every_known_file_is_copied_as_it_is_and_nothing_else(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "additional_chat_templates").mkdir(parents=True)
+    target.mkdir()
+    for number, name in enumerate([*CARRIED_FILES, "additional_chat_templates/tool_use.jinja"]):
+        (source / name).write_bytes(bytes([number, 0, 255, 13, 10]))
+    (source / "model.safetensors").write_bytes(b"weights")
+    (source / "evil.py").write_text("print('never carried')")
+    carried = carry_over_tokenizer(source, target)
+    assert set(carried) == {*CARRIED_FILES, "additional_chat_templates/tool_use.jinja"}
+    files = {str(file.relative_to(target)) for file in target.rglob("*") if file.is_file()}
+    assert files == set(carried)
+    for name in carried:
+        assert (target / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_nothing_to_carry(tmp_path):
+    (tmp_path / "target").mkdir()
+    assert carry_over_tokenizer(tmp_path, tmp_path / "target") == []
+
+
+def test_carried_tokenizer_loads_and_agrees(llama_folder, tmp_path):
+    carry_over_tokenizer(llama_folder, tmp_path)
+    source, carried = AutoTokenizer.from_pretrained(llama_folder), AutoTokenizer.from_pretrained(tmp_path)
+    text = "def f(x):\n\treturn {'naïve': '日本語 🧠'}<|im_end|>"
+    assert carried(text)["input_ids"] == source(text)["input_ids"]
+    assert carried.decode(carried(text)["input_ids"]) == text
+    chat = [{"role": "user", "content": "Hello"}]
+    assert carried.apply_chat_template(chat, tokenize=False) == source.apply_chat_template(chat, tokenize=False)
+    assert carried.chat_template == checkpoints.CHAT_TEMPLATE

@@ -1,0 +1,82 @@
+"""
+Carrying a source's tokenizer over, byte for byte. A Nexus model has its source's vocabulary, so its tokenizer *is* its
+source's: no class of our own, nothing parsed and written again, nothing to get wrong.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+CARRIED_FILES = (*TOKENIZER_FILES, "generation_config.json")
+CARRIED_FOLDERS = ("additional_chat_templates",)
+
+
+def carry_over_tokenizer(source: Path, target: Path) -> list[str]:
+    """
+    Copies every tokenizer file, chat template and the generation config that `source` has into `target`, unchanged.
+    Returns the names of what was copied, relative to the folder; empty if the source has none.
+    """
+    carried = []
+    for name in CARRIED_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+            carried.append(name)
+    for name in CARRIED_FOLDERS:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+            carried += sorted(str(file.relative_to(target)) for file in (target / name).rglob("*") if file.is_file())
+    return carried
+
+
+def keep_tokenizer_class(source: Path, target: Path) -> str | None:
+    """
+    Transformers chooses the class of some tokenizers by the model_type beside them, whatever their own files say
+    (Qwen2's), and so would choose another one beside a Nexus config. Then the class is written into `target`'s
+    tokenizer_config.json, the one change to a carried file. Returns the class if that was needed.
+    """
+    file = target / "tokenizer_config.json"
+    if not file.exists():
+        return None
+    expected, actual = (type(AutoTokenizer.from_pretrained(folder)).__name__ for folder in (source, target))
+    if expected == actual:
+        return None
+    config = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": expected}
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return expected
+
+
+def rebuild_gguf_tokenizer(folder: Path, gguf_file: str, target: Path) -> list[str]:
+    """
+    A GGUF file holds the vocabulary, the merges and the chat template in a form of its own; Transformers rebuilds the
+    tokenizer from it. Returns the names of the files written to `target`.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+    before = set(target.iterdir())
+    save_tokenizer(tokenizer, target)
+    return sorted(file.name for file in set(target.iterdir()) - before)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Raises `OSError` if the folder cannot be written to."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise OSError(str(error)) from error

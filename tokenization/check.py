@@ -1,0 +1,140 @@
+"""
+Does a tokenizer fit the model that it lies beside? Two things go wrong in real checkpoints: the vocabulary is larger
+than the embedding, and config.json, generation_config.json and the tokenizer name different special tokens.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+from .carry_over import TOKENIZER_FILES
+
+CONFIG, GENERATION_CONFIG, TOKENIZER = "config.json", "generation_config.json", "the tokenizer"
+KINDS = ("bos", "eos", "pad")
+
+
+def check_tokenizer(folder: str | Path, vocab_size: int) -> dict[str, Any]:
+    """
+    Compares the tokenizer in a model folder with the rows of the embedding, and the special tokens of all files with
+    each other. No code of the folder is run.
+
+    Args:
+        folder: tokenizer, config.json and generation_config.json, each of which may be missing.
+        vocab_size: rows of the embedding.
+
+    Returns:
+        "tokens": of the tokenizer, added ones included; None if there is no tokenizer or it was not loaded.
+        "embedding_rows": `vocab_size`. "padding_rows": rows that are no token's; None if `tokens` is.
+        "special_token_ids": for each place that exists, {"bos", "eos", "pad"}: an id, a list of ids or None.
+        "warnings": one sentence each; empty if all is well.
+
+    Raises:
+        `ValueError`: the tokenizer can emit an id for which there is no row, or cannot be loaded, or a JSON file is not
+            valid.
+    """
+    folder = Path(folder)
+    places = {
+        name: {kind: token_ids(folder / name, content, kind) for kind in KINDS}
+        for name in (CONFIG, GENERATION_CONFIG)
+        if (content := read_json(folder / name)) is not None
+    }
+    report = {
+        "tokens": None,
+        "embedding_rows": vocab_size,
+        "padding_rows": None,
+        "special_token_ids": places,
+        "warnings": [],
+    }
+    if not any((folder / name).exists() for name in TOKENIZER_FILES if not name.startswith("chat_template")):
+        report["warnings"].append("There is no tokenizer beside the model.")
+    elif code := remote_code(folder):
+        report["warnings"].append(f"The tokenizer needs code of its own, {code}, which was neither run nor checked.")
+    else:
+        tokenizer = load(folder)
+        ids = tokenizer.get_vocab()
+        beyond = sorted((id_, token) for token, id_ in ids.items() if id_ >= vocab_size)
+        if beyond:
+            raise ValueError(
+                f"{folder}: the tokenizer has ids up to {beyond[-1][0]}, but the embedding has only {vocab_size} rows; "
+                f"{len(beyond)} tokens, the first of them {beyond[0][1]!r}, would have none."
+            )
+        places[TOKENIZER] = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in KINDS}
+        report["tokens"] = len(set(ids.values()))
+        report["padding_rows"] = vocab_size - report["tokens"]
+    report["warnings"] += [warning for kind in KINDS for warning in compare(kind, places, vocab_size)]
+    return report
+
+
+def compare(kind: str, places: dict[str, dict[str, int | list[int] | None]], vocab_size: int) -> list[str]:
+    """
+    Warnings about one kind of special token. Several end tokens in one place agree with one of them in another. A place
+    that is silent agrees with the others, except for the tokenizer, which cannot then make the token.
+    """
+    ids = {place: as_set(values[kind]) for place, values in places.items()}
+    warnings = [
+        f"{kind}_token_id: {place} has {show(named)}, but the ids of the embedding are 0 to {vocab_size - 1}."
+        for place, named in ids.items()
+        if any(not 0 <= id_ < vocab_size for id_ in named)
+    ]
+    named = [each for each in ids.values() if each]
+    disagree = bool(named) and min(named, key=len) != set.intersection(*named)
+    if disagree or (named and not ids.get(TOKENIZER, True)):
+        listing = ", ".join(f"{place} has {show(each) if each else 'none'}" for place, each in ids.items())
+        warnings.append(f"{kind}_token_id differs: {listing}.")
+    if kind == "eos" and len(ids) > 1 and ids.get(TOKENIZER) and named == [ids[TOKENIZER]]:
+        warnings.append(f"eos_token_id: only the tokenizer has one, {show(named[0])}; generation will not stop there.")
+    return warnings
+
+
+def token_ids(file: Path, content: dict[str, Any], kind: str) -> int | list[int] | None:
+    value = content.get(f"{kind}_token_id")
+    if not all(isinstance(id_, int) for id_ in as_set(value)):
+        raise ValueError(f"{file}: {kind}_token_id={value!r} is not an id or a list of ids.")
+    return value
+
+
+def as_set(value: int | list[int] | None) -> set[int]:
+    if value is None:
+        return set()
+    return set(value) if isinstance(value, list) else {value}
+
+
+def show(ids: set[int]) -> str:
+    return " and ".join(map(str, sorted(ids)))
+
+
+def remote_code(folder: Path) -> str | None:
+    """The class in the folder's own code that its tokenizer is of, if there is no class of Transformers for it."""
+    config = read_json(folder / "tokenizer_config.json") or {}
+    auto_map = config.get("auto_map")
+    reference = auto_map.get("AutoTokenizer") if isinstance(auto_map, dict) else auto_map
+    name = config.get("tokenizer_class")
+    if not reference or (name and tokenizer_class_from_name(name) is not None):
+        return None
+    if isinstance(reference, list):  # of the slow and of the fast class
+        return next((each for each in reversed(reference) if each), None)
+    return reference
+
+
+def load(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder}: Transformers cannot load the tokenizer ({reason}).") from error
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """None if there is no such file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: is not valid JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: is not a JSON object.")
+    return content

@@ -1,0 +1,164 @@
+"""
+What a decoder must do, counted from its config: floating-point operations, bytes read while decoding, bytes of cache.
+
+The bound of every ratio in this folder is a ratio of two of these numbers, Nexus over Llama. Counted is what grows with
+the model and cannot be avoided: matrix products (a multiply and an add are two operations) and the reading of weights,
+keys and values. Not counted: norms, rotary embedding, activations, softmax, residual sums and the embedding's look-up,
+which Llama has too, and the source norm and gates, which only Nexus has. So a measured ratio may lie a little above its
+bound for reasons of arithmetic alone, and below it where Llama spends more of its time on what is not counted.
+
+Works on a `NexusConfig` and on a `LlamaConfig`. B batch, T new tokens, P tokens in the cache before them, S = P + T.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class Level:
+    """One attention call of a layer, and what it projects anew: the rest is taken from the level before it."""
+
+    new_query: bool = True
+    new_key: bool = True
+    new_value: bool = True
+
+
+def levels(config: PreTrainedConfig) -> Iterator[list[Level]]:
+    """The attention calls of each decoder layer."""
+    if config.model_type != "nexus":
+        yield from [[Level()]] * config.num_hidden_layers
+        return
+    for order in config.layer_orders:
+        # weights of their own start anew with the outer level, shared ones with the innermost
+        first = [level == 0 or (level == order - 1 and not config.share_projections) for level in range(order)]
+        yield [Level(fresh or config.refine_query, fresh or config.refine_key, fresh) for fresh in first]
+
+
+def widths(config: PreTrainedConfig) -> tuple[int, int]:
+    """Features of all query heads and of all key (or value) heads."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+
+
+def weights(config: PreTrainedConfig) -> dict[str, int]:
+    """Numbers that one token is multiplied with in one forward pass, a weight as often as it is used."""
+    query, key_value = widths(config)
+    gated = getattr(config, "mlp_gated", True)
+    projections = layers = 0
+    for calls in levels(config):
+        layers += 1
+        for call in calls:
+            rows = call.new_query * query + call.new_key * key_value + call.new_value * key_value + query  # last: W_O
+            projections += config.hidden_size * rows
+    matrix = config.hidden_size * config.intermediate_size
+    return {
+        "projections": projections,
+        "mlp": layers * (3 if gated else 2) * matrix,
+        "mlp_down": layers * matrix,  # of which the last product of each layer
+        "head": config.hidden_size * config.vocab_size,
+    }
+
+
+def flops(
+    config: PreTrainedConfig,
+    batch: int,
+    length: int,
+    *,
+    past: int = 0,
+    logits: int | None = None,
+    training: bool = False,
+    checkpointed: bool = False,
+    attention: str = "causal",
+) -> dict[str, int]:
+    """
+    Operations of one forward pass, or with `training` of a forward and a backward pass, by part and in "total".
+
+    Args:
+        length, past: T and P.
+        logits: Positions per sequence that get logits; by default all T. Prefill needs one.
+        training: A product costs three: itself, the gradient of its input and that of its weight. Fused attention makes
+            its scores again in the backward pass, so its two products become two and five.
+        checkpointed: Layers run forward twice, apart from each layer's very last product (the MLP's down projection),
+            whose result the backward pass does not need. The head runs once.
+        attention: Which products of queries and keys count, see `pairs`. "all" also keeps its scores for the backward
+            pass, where the other two make them again.
+    """
+    query, _ = widths(config)
+    calls = sum(len(layer) for layer in levels(config))
+    scores = 2 * batch * pairs(length, past, attention) * query * calls  # all heads; one of attention's two products
+    used = weights(config)
+    tokens = 2 * batch * length
+
+    passes = 3 if training else 1
+    again = 1 if training and checkpointed else 0
+    products = 2 if not training else (6 if attention == "all" else 7) + 2 * again
+    parts = {
+        "projections": (passes + again) * tokens * used["projections"],
+        "attention": products * scores,
+        "mlp": (passes + again) * tokens * used["mlp"] - again * tokens * used["mlp_down"],
+        "head": passes * 2 * batch * (length if logits is None else logits) * used["head"],
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def pairs(length: int, past: int, attention: str) -> int:
+    """
+    Pairs of a query and a key whose product one head of one sequence computes.
+
+    Args:
+        attention: "causal", the pairs that a causal model needs, and nearly those that FlashAttention computes on a
+            GPU. "all", also those that are masked afterwards: Transformers' "eager". "cpu", those of PyTorch's fused
+            kernel on a CPU: it takes a block of queries and as many whole blocks of 512 keys as cover the last of them,
+            so that up to 512 tokens all pairs are computed (FlashAttentionKernel.cpp, torch 2.13).
+    """
+    total = past + length
+    if attention == "causal" or length == 1:
+        return length * past + length * (length + 1) // 2
+    if attention == "all":
+        return length * total
+    block = 256 if length >= 768 else 64 if length >= 192 else 32
+    ends = [min(start + block, length) for start in range(0, length, block)]
+    keys = [min(total, 512 * math.ceil((past + end) / 512)) for end in ends]
+    return sum(min(block, length - i * block) * keys[i] for i in range(len(ends)))
+
+
+def bytes_read(config: PreTrainedConfig, batch: int, attended: int, itemsize: int) -> dict[str, int]:
+    """
+    Bytes that one decoding step must read, one new token per sequence, by part and in "total".
+
+    A weight counts each time it is used and keys and values each time they are attended to: a nested layer reads W_Q,
+    W_K, W_O and the values at every level. Hardware with room in its cache may read some of them only once.
+
+    Args:
+        attended: Tokens that the new one attends to, itself included.
+        itemsize: Bytes per number, of weights and cache alike.
+    """
+    used = weights(config)
+    _, key_value = widths(config)
+    calls = sum(len(layer) for layer in levels(config))
+    parts = {
+        "weights": itemsize * (used["projections"] + used["mlp"] + used["head"]),
+        "cache": itemsize * 2 * batch * attended * key_value * calls,
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def cache_bytes(config: PreTrainedConfig, batch: int, length: int, itemsize: int) -> int:
+    """Bytes of keys and values kept for `length` tokens of `batch` sequences: new keys and new values only."""
+    _, key_value = widths(config)
+    sets = sum(call.new_key + call.new_value for layer in levels(config) for call in layer)
+    return itemsize * batch * length * key_value * sets
+
+
+def parameters(config: PreTrainedConfig) -> int:
+    """Weights of the model, norms, biases and gates left out; a nested layer has no more than a standard one."""
+    query, key_value = widths(config)
+    projections = 0
+    for calls in levels(config):
+        sets = 2 if len(calls) > 1 and not getattr(config, "share_projections", True) else 1
+        projections += sets * 2 * config.hidden_size * (query + key_value)
+    used = weights(config)
+    return projections + used["mlp"] + used["head"] * (1 if config.tie_word_embeddings else 2)

@@ -1,0 +1,178 @@
+"""
+How fast Nexus is beside Llama, and beside what its arithmetic allows: `python -m benchmarks.speed`.
+
+Every variant of Nexus runs the same task as transformers' `LlamaForCausalLM` with the same shape and weights, in the
+same process and in turn with it. A ratio is one run of Nexus over the mean of the two runs of Llama around it; reported
+are the median of all rounds and the quartiles. Beside it stands its bound from costs.py: the ratio of operations, or of
+bytes read where decoding. `llama again` is a second Llama measured in the same way: it shows how far noise goes.
+"""
+
+import argparse
+import os
+import platform
+import time
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read at import: the profiler announces every start and stop
+
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from . import costs, speed_report
+from .speed_cases import LLAMA, SHAPES, TOY, VARIANTS, Case, build, cases
+from .speed_measure import DECODED, TRAINING, held_by, interleave, peak_bytes, runner
+
+RESULTS = Path(__file__).parent / "results"
+SECONDS = {"quick": 8.0, "full": 20.0}  # per case of weight 1, as far as three rounds allow
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks.speed", description=__doc__.split("\n\n")[0].strip())
+    parser.add_argument("--preset", choices=SECONDS, default="full", help="quick: minutes; full: the committed figures")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--only", default="", metavar="TEXT", help="the cases whose label contains this")
+    parser.add_argument("--seconds", type=float, help="time per case, in place of the preset's")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--list", action="store_true", help="print the cases and stop")
+    parser.add_argument("--toy", action="store_true", help="tiny models: tests the benchmark, measures nothing")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Measures the chosen cases, writes speed.json and .png (or speed_quick, or speed_part), and returns the report."""
+    options = parse(arguments)
+    console = Console(highlight=False)
+    torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    chosen = [case for case in cases(options.preset) if options.only in case.label]
+    if options.toy:
+        chosen = [replace(case, length=min(case.length, 8)) for case in chosen]
+    if options.list or not chosen:
+        console.print("\n".join(case.label for case in chosen) or f"no case has {options.only!r} in its label")
+        return {}
+
+    seconds = options.seconds or SECONDS[options.preset]
+    speeds = (1e12, 1e12) if options.toy else device_speeds(options.device)
+    budget = sum(estimate(case, seconds, speeds) for case in chosen)
+    console.print(
+        f"{len(chosen)} cases on {device_name(options.device)}, threads: {options.threads}, about {budget / 60:.0f} min"
+    )
+
+    report = heading(options.device) | {"preset": options.preset, "seconds_per_case": seconds, "rows": []}
+    name = "speed_quick" if options.preset == "quick" else "speed_part" if options.only else "speed"
+    path = options.out / f"{name}.json"  # a part never replaces the whole
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console) as progress:
+        bar, done, models, held = progress.add_task("", total=budget), 0.0, {}, None
+        for case in chosen:
+            progress.update(bar, description=case.label)
+            key = (case.shape, case.dtype, case.variants)
+            if key != held:
+                models.clear()  # before the next ones take memory
+                shape = TOY if options.toy else SHAPES[case.shape]
+                nestings = {name: VARIANTS[name] for name in case.variants}
+                models.update(build(shape, nestings, getattr(torch, case.dtype), options.device))
+                held = key
+            share = estimate(case, seconds, speeds)
+
+            def advance(part: float, done: float = done, share: float = share) -> None:
+                progress.update(bar, completed=done + part * share)
+
+            report["rows"] += measure(case, models, options.device, seconds * case.weight, advance)
+            done += share
+            report["targets"] = speed_report.judge(report["rows"])
+            speed_report.save(report, path)  # after every case: an interrupted run keeps what it has
+    speed_report.show(report, console)
+    speed_report.plot(report, path.with_suffix(".png"))
+    console.print(f"written: {path}, {path.with_suffix('.png')}")
+    return report
+
+
+def measure(case: Case, models: dict, device: str, budget: float, advance) -> list[dict]:
+    """One case: the rows of its variants. The budget is in seconds."""
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    runners = {name: runner(model, case) for name, model in models.items()}
+    rivals = {name: each for name, each in runners.items() if name != LLAMA}
+    timings = interleave(runners[LLAMA], rivals, device, budget, after_round=advance)
+    peaks = {} if case.compiled else {name: peak_bytes(each, device) for name, each in runners.items()}
+    caches = {name: held_by(each.cache) for name, each in runners.items() if each.cache is not None}
+    for model in models.values():
+        model.zero_grad(set_to_none=True)
+    return [speed_report.row(case, name, models, timings[name], peaks, caches) for name in rivals]
+
+
+def estimate(case: Case, seconds: float, speeds: tuple[float, float]) -> float:
+    """Seconds that the case will take: its budget, or what warming up and three rounds need."""
+    config = build_config(case)
+    itemsize = getattr(torch, case.dtype).itemsize
+    operations, bandwidth = speeds
+    if case.task == "decode":
+        run = DECODED * costs.bytes_read(config, case.batch, case.length, itemsize)["total"] / bandwidth
+        setup = costs.flops(config, case.batch, case.length, logits=1)["total"] / operations
+    else:
+        training = case.task in TRAINING
+        run = costs.flops(config, case.batch, case.length, logits=None if training else 1, training=training)["total"]
+        run, setup = run / operations, 0.0
+    models = len(case.variants)
+    setup = (setup + run * 2) * (models + 1) + (30.0 * models if case.compiled else 0.0)
+    return setup + max(seconds * case.weight, 3 * (2 * models + 1) * run)
+
+
+def build_config(case: Case) -> transformers.LlamaConfig:
+    shape = SHAPES[case.shape]
+    return transformers.LlamaConfig(
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        vocab_size=shape.vocab_size,
+    )
+
+
+def device_speeds(device: str) -> tuple[float, float]:
+    """Operations and bytes per second of a float32 product and of reading weights, for the estimate only."""
+    square, row = torch.randn(1024, 1024, device=device), torch.randn(1, 1024, device=device)
+    wide = torch.randn(32768, 1024, device=device)
+
+    def best(run) -> float:
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            run()
+            if device.startswith("cuda"):
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    operations = 0.6 * 2 * 1024**3 / best(lambda: square @ square)  # what a whole model gets of it
+    bandwidth = 0.6 * wide.nbytes / best(lambda: row @ wide.T)
+    return operations, bandwidth
+
+
+def heading(device: str) -> dict:
+    """What every file of results says of where and when it was measured."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": {"type": device, "name": device_name(device), "threads": torch.get_num_threads()},
+        "versions": versions | {"transformers": transformers.__version__},
+    }
+
+
+def device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()

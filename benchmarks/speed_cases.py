@@ -1,0 +1,153 @@
+"""What is measured: shapes, the variants of Nexus beside Llama, and the cases of each preset."""
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from nexus_transformers import NexusConfig, NexusForCausalLM
+
+LLAMA = "llama"
+CONTROL = "llama again"  # a second Llama, measured as if it were a rival: how far from 1 noise alone gets
+
+VARIANTS = {
+    CONTROL: None,
+    "order 1": {"attention_order": 1},
+    "order 2": {"attention_order": 2},
+    "order 3": {"attention_order": 3},
+    "order 2, gates": {"attention_order": 2, "source_gate": True},
+    "order 2, queries only": {"attention_order": 2, "refine_key": False},
+    "first layer only": {"attention_order": [2]},  # filled up with order 1
+}
+FEW = (CONTROL, "order 1", "order 2", "order 3", "order 2, queries only", "first layer only")
+BRIEF = (CONTROL, "order 2", "order 3")  # for the larger shapes
+COMPILED = ("order 1", "order 2", "first layer only")  # compiling takes longer than measuring
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of a decoder. A *stack* is a few layers under a small vocabulary: the cost of layers, undiluted."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    tie_word_embeddings: bool = True
+    max_position_embeddings: int = 8192
+
+    def stack(self, layers: int) -> "Shape":
+        return replace(self, num_layers=layers, vocab_size=4096, tie_word_embeddings=True)
+
+
+SMOLLM2 = Shape(576, 1536, 30, 9, 3, 49152)
+# Pythia's width, depth, heads and parameters in the form of a Llama: 3 * 2048 for the 2 * 3072 of a plain MLP.
+PYTHIA = Shape(768, 2048, 12, 12, 12, 50304, tie_word_embeddings=False)
+QWEN = Shape(1536, 8960, 28, 12, 2, 151936)
+SHAPES = {
+    "smollm2-135m": SMOLLM2,
+    "smollm2-135m stack": SMOLLM2.stack(4),
+    "pythia-160m stack": PYTHIA.stack(4),
+    "qwen2.5-1.5b stack": QWEN.stack(2),
+}
+TOY = Shape(32, 48, 3, 4, 2, 61)  # in place of every shape, to test the benchmark itself
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    One thing that every variant does in turn with Llama.
+
+    Attributes:
+        task: "prefill" fills an empty cache and gives the last position's logits, as `generate` does (compiled: without
+            a cache). "decode" continues by one token at a time. "train" is a forward and a backward pass with the loss
+            over all positions; "train checkpointed" the same with activation checkpointing. The optimiser's part, equal
+            for all, is left out.
+        length: Tokens per sequence; of decoding, those in the cache when it begins.
+        weight: Share of time relative to other cases.
+    """
+
+    shape: str
+    task: str
+    batch: int
+    length: int
+    dtype: str = "float32"
+    compiled: bool = False
+    variants: tuple[str, ...] = FEW
+    weight: float = 1.0
+
+    @property
+    def label(self) -> str:
+        compiled = ", compiled" if self.compiled else ""
+        return f"{self.shape}, {self.task} {self.batch} x {self.length}, {self.dtype}{compiled}"
+
+
+def cases(preset: str) -> list[Case]:
+    """The cases of "quick" (none compiled: that takes minutes) or "full". Those that share models are adjacent."""
+    whole, stack, everything = "smollm2-135m", "smollm2-135m stack", tuple(VARIANTS)
+    if preset == "quick":
+        return [
+            Case(whole, "prefill", 1, 128, variants=everything),
+            Case(whole, "decode", 1, 128, variants=everything),
+            Case(stack, "train", 1, 256, variants=everything),
+            Case(stack, "train checkpointed", 1, 256),
+        ]
+    chosen = [  # the whole model: the rows that the targets are judged by
+        Case(whole, "prefill", 1, 512, variants=everything, weight=5),
+        Case(whole, "prefill", 8, 128, variants=everything, weight=2),
+        Case(whole, "decode", 1, 128, variants=everything, weight=2),
+        Case(whole, "decode", 1, 1024, variants=everything, weight=5),
+        Case(whole, "decode", 8, 1024, variants=everything, weight=2),
+        Case(whole, "train", 1, 512, variants=everything, weight=8),
+        Case(whole, "train checkpointed", 1, 512, variants=everything, weight=8),
+    ]
+    for shape, variants in ((stack, FEW), ("pythia-160m stack", BRIEF), ("qwen2.5-1.5b stack", BRIEF)):
+        chosen += [Case(shape, "prefill", 1, length, variants=variants) for length in (128, 512, 1024, 2048, 4096)]
+        chosen += [Case(shape, "prefill", 8, length, variants=variants) for length in (128, 512)]
+        chosen += [Case(shape, "decode", 1, length, variants=variants) for length in (128, 1024, 4096)]
+        chosen += [Case(shape, "decode", 8, 1024, variants=variants)]
+        for task in ("train", "train checkpointed"):
+            chosen += [Case(shape, task, 1, length, variants=variants) for length in (128, 512, 1024)]
+            chosen += [Case(shape, task, 8, 128, variants=variants)]
+    for task, length in (("prefill", 512), ("decode", 1024), ("train", 512), ("train checkpointed", 512)):
+        chosen.append(Case(stack, task, 1, length, compiled=True, variants=COMPILED))
+    for compiled in (False, True):
+        variants = COMPILED if compiled else FEW
+        for task, length in (("prefill", 512), ("decode", 1024), ("train", 512)):
+            chosen.append(Case(stack, task, 1, length, "bfloat16", compiled, variants))
+    return chosen
+
+
+def build(
+    shape: Shape, nestings: dict[str, dict | None], dtype: torch.dtype, device: str
+) -> dict[str, PreTrainedModel]:
+    """
+    Llama, and its rivals by the name of their config fields (None: Llama once more). All have the same weights, in
+    memory once; gates are closed.
+    """
+    torch.manual_seed(0)
+    fields = asdict(shape) | {"rms_norm_eps": 1e-5, "bos_token_id": None, "eos_token_id": None}
+    layers = fields.pop("num_layers")
+    llama = LlamaForCausalLM(LlamaConfig(**fields, num_hidden_layers=layers)).to(device, dtype)
+    models, weights = {LLAMA: llama}, llama.state_dict(keep_vars=True)
+    for name, changes in nestings.items():
+        with no_init_weights():
+            if changes is None:
+                model = LlamaForCausalLM(llama.config)
+            else:
+                model = NexusForCausalLM(NexusConfig(**fields | filled_up(changes, layers), num_layers=layers))
+        for gate in getattr(model, "gates", dict)().values():
+            torch.nn.init.zeros_(gate)
+        model.to(device, dtype)
+        missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
+        assert not unexpected and all("_gate_" in key for key in missing), (name, missing, unexpected)
+        models[name] = model
+    return models
+
+
+def filled_up(changes: dict, layers: int) -> dict:
+    """With the orders of the first layers given, the others are 1."""
+    order = changes["attention_order"]
+    return changes | {"attention_order": order + [1] * (layers - len(order)) if isinstance(order, list) else order}

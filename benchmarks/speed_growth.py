@@ -1,0 +1,117 @@
+"""
+How cost grows with length, order, number of nested layers and batch, beside the prediction of costs.py:
+`python -m benchmarks.speed_growth` (some ten minutes on two CPU cores) writes results/speed_growth.json and .png.
+
+Measured as in speed.py, on a stack of SmolLM2's layers: forward passes, and training steps of the same.
+"""
+
+import argparse
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import transformers
+from matplotlib import pyplot as plt
+from rich.console import Console
+from rich.progress import track
+
+from .speed import RESULTS, heading
+from .speed_cases import LLAMA, SMOLLM2, TOY, Case, build
+from .speed_measure import interleave, runner
+from .speed_report import row, save
+
+LAYERS = 4
+TITLES = {
+    "length": "tokens",
+    "order": "order of every layer",
+    "nested layers": f"nested layers of {LAYERS}",
+    "batch": "batch",
+}
+COLOURS = {"prefill": "#0072b2", "train": "#d55e00"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One figure of one panel: `variable` is what grows, `value` how far it has."""
+
+    variable: str
+    value: int
+    nesting: dict
+    batch: int = 1
+    length: int = 256
+
+
+def points(toy: bool) -> list[Point]:
+    """The points of all panels."""
+    two = {"attention_order": 2}
+    chosen = [Point("length", length, two, length=length) for length in (64, 128, 256, 512, 1024, 2048)]
+    chosen += [Point("order", order, {"attention_order": order}) for order in (1, 2, 3, 4, 5)]
+    chosen += [Point("nested layers", nested, {"attention_order": [2] * nested}) for nested in range(LAYERS + 1)]
+    chosen += [Point("batch", batch, two, batch=batch, length=128) for batch in (1, 2, 4, 8, 16)]
+    if toy:
+        chosen = [replace(point, batch=min(point.batch, 2), length=8) for point in chosen if point.value in (1, 2, 64)]
+    return chosen
+
+
+def measure(point: Point, task: str, seconds: float, device: str, toy: bool) -> dict:
+    """A row as in speed.py, with the point."""
+    shape = replace(TOY, num_layers=LAYERS) if toy else SMOLLM2.stack(LAYERS)
+    models = build(shape, {"nexus": point.nesting}, torch.float32, device)
+    case = Case("smollm2-135m stack", task, point.batch, point.length)
+    runners = {name: runner(model, case) for name, model in models.items()}
+    timings = interleave(runners[LLAMA], {"nexus": runners["nexus"]}, device, seconds, min_rounds=5)
+    return asdict(point) | row(case, "nexus", models, timings["nexus"], {}, {})
+
+
+def plot(report: dict, path: Path) -> None:
+    figure, axes = plt.subplots(1, len(TITLES), figsize=(14, 3.6), sharey=False, layout="constrained")
+    for axis, (variable, title) in zip(axes, TITLES.items(), strict=True):
+        for task, colour in COLOURS.items():
+            rows = [row for row in report["rows"] if (row["variable"], row["task"]) == (variable, task)]
+            x = [row["value"] for row in rows]
+            ratios = [row["ratio"] for row in rows]
+            spread = [[row["ratio"] - row["ratio_quartiles"][0] for row in rows]]
+            spread += [[row["ratio_quartiles"][1] - row["ratio"] for row in rows]]
+            axis.errorbar(x, ratios, spread, fmt="o", markersize=4, color=colour, label=f"{task}, measured")
+            axis.plot(x, [row["bound"] for row in rows], "--", color=colour, linewidth=1, label=f"{task}, predicted")
+        if variable in ("length", "batch"):
+            axis.set_xscale("log", base=2)
+        axis.set_xticks(x, x)
+        axis.minorticks_off()
+        axis.set_xlabel(title)
+        axis.grid(linewidth=0.3)
+    axes[0].set_ylabel("time / Llama's")
+    axes[0].legend(fontsize=8)
+    device = report["device"]
+    heading = f"Cost of nesting, order 2 unless said, {LAYERS} layers of SmolLM2's width, float32, eager"
+    figure.suptitle(f"{heading}; {device['name']}, threads: {device['threads']}, {report['date'][:10]}", fontsize=10)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Measures all points, writes the JSON file and the plot, and returns the report."""
+    parser = argparse.ArgumentParser("python -m benchmarks.speed_growth", description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--seconds", type=float, default=12.0, help="time per figure")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--toy", action="store_true", help="tiny models: tests the benchmark, measures nothing")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    console = Console(highlight=False)
+    wanted = [(point, task) for point in points(options.toy) for task in COLOURS]
+    console.print(f"{len(wanted)} figures, about {len(wanted) * (options.seconds + 2) / 60:.0f} min")
+    report = heading(options.device) | {"seconds_per_figure": options.seconds, "rows": []}
+    path = options.out / "speed_growth.json"
+    for point, task in track(wanted, console=console):
+        report["rows"].append(measure(point, task, options.seconds, options.device, options.toy))
+        save(report, path)
+    plot(report, path.with_suffix(".png"))
+    console.print(f"written: {path}, {path.with_suffix('.png')}")
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""What came out: rows of figures, the targets they are judged by, a table, a JSON file and a plot."""
+
+import json
+import math
+from pathlib import Path
+
+import matplotlib
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from . import costs
+from .speed_cases import CONTROL, LLAMA, SHAPES, Case
+from .speed_measure import DECODED, TRAINING, Timing, quartiles
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+# What must hold for the whole SmolLM2 shape, batch 1, float32, eager: name, variant, tasks, length, figure, limit.
+# The length is that of the full preset; another one stands in where it was not measured.
+TARGETS = [
+    ("order 2, prefill", "order 2", ("prefill",), 512, "ratio_to_bound", 1.03),
+    ("order 2, training", "order 2", ("train",), 512, "ratio_to_bound", 1.03),
+    ("order 2, training, checkpointed", "order 2", ("train checkpointed",), 512, "ratio_to_bound", 1.03),
+    ("order 2, decoding", "order 2", ("decode",), 1024, "ratio_to_bound", 1.10),
+    ("order 1, prefill", "order 1", ("prefill",), 512, "ratio", 1.01),
+    ("order 1, training", "order 1", ("train",), 512, "ratio", 1.01),
+    ("order 1, decoding", "order 1", ("decode",), 1024, "ratio", 1.01),
+    ("KV cache, order 2", "order 2", ("decode",), 1024, "cache_ratio", 1.5),
+    ("KV cache, order 2, queries only", "order 2, queries only", ("decode",), 1024, "cache_ratio", 1.0),
+    ("training memory, checkpointed", "order 2", ("train checkpointed",), 512, "peak_ratio", 1.05),
+    ("first layer only, prefill", "first layer only", ("prefill",), 512, "ratio", 1.02),
+    ("first layer only, training", "first layer only", ("train",), 512, "ratio", 1.02),
+]
+COLOURS = {
+    CONTROL: "#999999",
+    "order 1": "#0072b2",
+    "order 2": "#d55e00",
+    "order 2, gates": "#cc79a7",
+    "order 2, queries only": "#e69f00",
+    "order 3": "#009e73",
+    "first layer only": "#56b4e9",
+}
+
+
+def bound(config, case: Case, itemsize: int, attention: str) -> float:
+    """Operations, or bytes read where decoding. Only ratios of two such numbers mean anything."""
+    if case.task == "decode":
+        attended = case.length + (DECODED + 1) / 2  # the mean over the run
+        if case.compiled:
+            attended = case.length + DECODED  # a static cache is attended to in full
+        return costs.bytes_read(config, case.batch, attended, itemsize)["total"]
+    training = case.task in TRAINING
+    checkpointed = case.task == "train checkpointed"
+    logits = None if training else 1
+    arguments = {"logits": logits, "training": training, "checkpointed": checkpointed}
+    return costs.flops(config, case.batch, case.length, **arguments, attention=attention)["total"]
+
+
+def row(case: Case, variant: str, models: dict, timing: Timing, peaks: dict[str, int], caches: dict[str, int]) -> dict:
+    """All figures of one variant in one case. Seconds are per run: a pass, a training step or a decoded token."""
+    llama, model = models[LLAMA], models[variant]
+    itemsize = model.dtype.itemsize
+    tokens = DECODED if case.task == "decode" else 1
+    low, ratio, high = quartiles(timing.ratios)
+    kernel = "cpu" if model.device.type == "cpu" else "causal"
+    limit, causal = (
+        bound(model.config, case, itemsize, attention) / bound(llama.config, case, itemsize, attention)
+        for attention in (kernel, "causal")
+    )
+    seconds = quartiles(timing.seconds)[1] / tokens
+    figures = {
+        "shape": case.shape,
+        "layers": getattr(model.config, "num_layers", llama.config.num_hidden_layers),
+        "task": case.task,
+        "variant": variant,
+        "batch": case.batch,
+        "length": case.length,
+        "dtype": case.dtype,
+        "compiled": case.compiled,
+        "device": model.device.type,
+        "rounds": len(timing.ratios),
+        "seconds": seconds,
+        "llama_seconds": quartiles(timing.llama_seconds)[1] / tokens,
+        "tokens_per_second": case.batch * (1 if case.task == "decode" else case.length) / seconds,
+        "ratio": ratio,
+        "ratio_quartiles": [low, high],
+        "bound": limit,
+        "causal_bound": causal,
+        "bound_kind": "bytes read" if case.task == "decode" else "operations",
+        "ratio_to_bound": ratio / limit,
+    }
+    if peaks:
+        weights = sum(parameter.nbytes for parameter in llama.parameters())  # the same for all
+        figures["peak_bytes"] = weights + peaks[variant]
+        figures["llama_peak_bytes"] = weights + peaks[LLAMA]
+        figures["peak_ratio"] = figures["peak_bytes"] / figures["llama_peak_bytes"]
+    if caches:
+        figures["cache_bytes"] = caches[variant]
+        figures["cache_ratio"] = caches[variant] / caches[LLAMA]
+        arguments = {"batch": 1, "length": 1, "itemsize": 1}
+        figures["cache_bound"] = costs.cache_bytes(model.config, **arguments) / costs.cache_bytes(
+            llama.config, **arguments
+        )
+    return figures
+
+
+def judge(rows: list[dict]) -> list[dict]:
+    """Each target with the measured figure and "reached", "within the spread", "missed" or "not measured"."""
+    verdicts = []
+    for name, variant, tasks, length, figure, limit in TARGETS:
+        fitting = [
+            row
+            for row in rows
+            if (row["shape"], row["variant"], row["batch"], row["dtype"], row["compiled"])
+            == (next(iter(SHAPES)), variant, 1, "float32", False)
+            and row["task"] in tasks
+            and figure in row
+        ]
+        verdict = {"target": name, "figure": figure, "limit": limit, "verdict": "not measured"}
+        if fitting:
+            best = min(fitting, key=lambda row: abs(math.log(row["length"] / length)))
+            measured = best[figure]
+            # the spread belongs to ratios of times; bytes have none
+            low = best["ratio_quartiles"][0] / (best["bound"] if figure == "ratio_to_bound" else 1)
+            near = figure in ("ratio", "ratio_to_bound") and low <= limit
+            verdict |= {key: best[key] for key in ("ratio", "ratio_quartiles", "bound", "causal_bound", "length")}
+            verdict["measured"] = measured
+            verdict["verdict"] = "reached" if measured <= limit else "within the spread" if near else "missed"
+        verdicts.append(verdict)
+    return verdicts
+
+
+def save(report: dict, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def show(report: dict, console: Console) -> None:
+    """Prints a table per case, then the targets."""
+    cases: dict[str, list[dict]] = {}
+    for row in report["rows"]:
+        compiled = "compiled" if row["compiled"] else "eager"
+        label = f"{row['shape']} ({row['layers']} layers), {row['task']}, batch {row['batch']} x {row['length']} tokens"
+        cases.setdefault(f"{label}, {row['device']}, {row['dtype']}, {compiled}", []).append(row)
+    for label, rows in cases.items():
+        console.print(case_table(label, rows))
+    title = "Targets (whole SmolLM2 shape, batch 1, float32, eager)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=0)
+    for column in ("target", "tokens", "at most", "measured", ""):
+        table.add_column(column, justify="left" if column in ("target", "") else "right", no_wrap=True)
+    units = {"ratio_to_bound": " x bound"}
+    for target in report["targets"]:
+        measured = f"{target['measured']:.3f}" if "measured" in target else ""
+        limit = f"{target['limit']:.2f}{units.get(target['figure'], ' x Llama')}"
+        table.add_row(target["target"], str(target.get("length", "")), limit, measured, target["verdict"])
+    console.print(table)
+
+
+def case_table(label: str, rows: list[dict]) -> Table:
+    """`/bound` and `/causal`: the ratio over its bound, of attention as computed here and of causal attention."""
+    decoding = rows[0]["task"] == "decode"
+    table = Table(title=label, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=0)
+    table.add_column("variant", no_wrap=True)
+    columns = ("tokens/s" if decoding else "ms", "ratio", "quartiles", "bound", "/bound", "/causal")
+    for column in (*columns, "cache" if decoding else "memory"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        low, high = row["ratio_quartiles"]
+        space = row.get("cache_ratio" if decoding else "peak_ratio")
+        table.add_row(
+            row["variant"],
+            f"{row['tokens_per_second'] if decoding else 1000 * row['seconds']:.1f}",
+            f"{row['ratio']:.3f}",
+            f"{low:.3f}-{high:.3f}",
+            f"{row['bound']:.3f}",
+            f"{row['ratio_to_bound']:.3f}",
+            f"{row['ratio'] / row['causal_bound']:.3f}",
+            "" if space is None else f"{space:.3f}",
+        )
+    return table
+
+
+def plot(report: dict, path: Path) -> None:
+    """
+    Ratio against length, one panel per shape and task: measured medians with their quartiles, dashed the bounds. Batch
+    1, eager, float32; what else was measured is in the JSON file.
+    """
+    rows = [row for row in report["rows"] if (row["batch"], row["compiled"], row["dtype"]) == (1, False, "float32")]
+    if not rows:
+        return
+    panels = list(dict.fromkeys((row["shape"], row["task"]) for row in rows))
+    columns = min(4, len(panels))  # the full set has four tasks for each shape
+    lines = math.ceil(len(panels) / columns)
+    size = (1 + 3.6 * columns, 1 + 2.9 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (shape, task) in zip(axes.flat, panels, strict=False):
+        panel(axis, [row for row in rows if (row["shape"], row["task"]) == (shape, task)])
+        axis.set_title(f"{shape}\n{task}", fontsize=9)
+    axes[0][0].set_ylabel("time / Llama's")
+    handles = [
+        plt.Line2D([], [], marker="o", linestyle="", color=colour, label=name) for name, colour in COLOURS.items()
+    ]
+    handles += [plt.Line2D([], [], linestyle="--", marker="_", color="black", label="bound")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
+    device = report["device"]
+    figure.suptitle(
+        f"Nexus beside Llama, {device['name']}, threads: {device['threads']}, {report['date'][:10]}", fontsize=10
+    )
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def panel(axis, rows: list[dict]) -> None:
+    lengths = sorted({row["length"] for row in rows})
+    variants = [name for name in COLOURS if any(row["variant"] == name for row in rows)]
+    for place, variant in enumerate(variants):
+        points = sorted((row for row in rows if row["variant"] == variant), key=lambda row: row["length"])
+        # side by side: many ratios are nearly equal
+        x = [lengths.index(row["length"]) + 0.09 * (place - (len(variants) - 1) / 2) for row in points]
+        y = [row["ratio"] for row in points]
+        spread = [[row["ratio"] - row["ratio_quartiles"][0] for row in points]]
+        spread += [[row["ratio_quartiles"][1] - row["ratio"] for row in points]]
+        colour = COLOURS[variant]
+        axis.errorbar(x, y, spread, fmt="o", markersize=3.5, linewidth=1, color=colour)
+        axis.plot(x, [row["bound"] for row in points], "--", marker="_", markersize=9, linewidth=0.8, color=colour)
+    axis.set_xticks(range(len(lengths)), lengths)
+    axis.set_xlabel("tokens")
+    axis.grid(axis="y", linewidth=0.3)

@@ -1,0 +1,144 @@
+"""The costs that bound every measured ratio, against PyTorch's own counter, real caches and real parameters."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from benchmarks import costs
+from nexus_transformers import NexusConfig, NexusForCausalLM
+
+SHAPE = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+VARIANTS = {
+    "order 1": {"attention_order": 1},
+    "order 2": {"attention_order": 2},
+    "order 3": {"attention_order": 3},
+    "first layer only": {"attention_order": [2, 1, 1]},
+    "orders 1, 3, 2": {"attention_order": [1, 3, 2]},
+    "queries only": {"attention_order": 3, "refine_key": False},
+    "keys only": {"attention_order": 3, "refine_query": False},
+    "unshared": {"attention_order": 3, "share_projections": False},
+    "unshared, queries only": {"attention_order": 3, "share_projections": False, "refine_key": False},
+    "gates": {"attention_order": 2, "source_gate": True},
+    "plain MLP, untied": {"mlp_gated": False, "tie_word_embeddings": False},
+    "llama": None,
+}
+BATCH, LENGTH = 2, 24
+
+each_variant = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+
+
+def build(changes: dict | None, backend: str = "eager"):
+    if changes is None:
+        return LlamaForCausalLM(LlamaConfig(**SHAPE, num_hidden_layers=3, attn_implementation=backend))
+    return NexusForCausalLM(NexusConfig(**SHAPE | changes, num_layers=3, attn_implementation=backend))
+
+
+def token_ids(length: int = LENGTH) -> torch.Tensor:
+    return torch.randint(1, SHAPE["vocab_size"], (BATCH, length))
+
+
+def counted(run) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@each_variant
+def test_forward_flops_are_those_that_pytorch_counts(changes):
+    model, ids = build(changes), token_ids()
+    expected = costs.flops(model.config, BATCH, LENGTH, attention="all")
+    assert counted(lambda: model(ids, use_cache=False)) == expected["total"]
+    assert expected["total"] == sum(number for part, number in expected.items() if part != "total")
+
+
+@each_variant
+def test_prefill_and_decoding_flops_are_those_that_pytorch_counts(changes):
+    model, ids, cache = build(changes), token_ids(), DynamicCache()
+    prefill = counted(lambda: model(ids, past_key_values=cache, logits_to_keep=1))
+    assert prefill == costs.flops(model.config, BATCH, LENGTH, logits=1, attention="all")["total"]
+    step = counted(lambda: model(ids[:, :1], past_key_values=cache))
+    assert step == costs.flops(model.config, BATCH, 1, past=LENGTH, attention="all")["total"]
+
+
+@each_variant
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_training_flops_are_those_that_pytorch_counts(changes, checkpointed):
+    model, ids = build(changes).train(), token_ids()
+    if checkpointed:
+        model.gradient_checkpointing_enable()
+    step = counted(lambda: model(ids, labels=ids, use_cache=False).loss.backward())
+    expected = costs.flops(model.config, BATCH, LENGTH, training=True, checkpointed=checkpointed, attention="all")
+    assert step == expected["total"]
+
+
+@each_variant
+def test_the_fused_attention_of_a_cpu_is_what_pytorch_does_not_count(changes):
+    model, ids = build(changes, "sdpa"), token_ids()
+    expected = costs.flops(model.config, BATCH, LENGTH)
+    assert counted(lambda: model(ids, use_cache=False)) == expected["total"] - expected["attention"]
+
+
+def test_causal_attention_counts_a_token_s_own_and_earlier_ones():
+    config = NexusConfig(**SHAPE, num_layers=1, attention_order=1)
+    products = 2 * 2 * 4 * 16  # multiply and add, scores and values, heads, head size
+    assert costs.flops(config, 1, 3)["attention"] == products * (1 + 2 + 3)
+    assert costs.flops(config, 1, 2, past=5)["attention"] == products * (6 + 7)
+    assert costs.flops(config, 1, 3, attention="all")["attention"] == products * 9
+    assert costs.flops(config, 1, 3, training=True)["attention"] == products / 2 * 7 * 6
+
+
+def test_the_fused_kernel_of_a_cpu_computes_whole_blocks_of_512_keys():
+    for length in (1, 2, 100, 512):
+        assert costs.pairs(length, 0, "cpu") == length * length
+    assert costs.pairs(1024, 0, "cpu") == 512 * 512 + 512 * 1024
+    assert costs.pairs(700, 0, "cpu") == 512 * 512 + (700 - 512) * 700
+    assert costs.pairs(1, 30, "cpu") == costs.pairs(1, 30, "causal") == costs.pairs(1, 30, "all") == 31
+    for length in (513, 1000, 4096):
+        assert costs.pairs(length, 0, "causal") < costs.pairs(length, 0, "cpu") < costs.pairs(length, 0, "all")
+
+
+@each_variant
+def test_cache_bytes_are_those_of_a_real_cache(changes):
+    model, cache = build(changes), DynamicCache()
+    model(token_ids(), past_key_values=cache)
+    kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert costs.cache_bytes(model.config, BATCH, LENGTH, itemsize=4) == kept
+
+
+@each_variant
+def test_parameters_are_those_of_the_model_without_norms_and_gates(changes):
+    model = build(changes)
+    matrices = [parameter.numel() for parameter in model.parameters() if parameter.dim() == 2]
+    assert costs.parameters(model.config) == sum(matrices)
+
+
+@each_variant
+def test_bytes_read_count_every_use_of_a_weight(changes):
+    model, used = build(changes), 0
+
+    def count(module, inputs, output):
+        nonlocal used
+        used += module.weight.nbytes
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(count)
+    model(token_ids(1))
+    assert costs.bytes_read(model.config, BATCH, LENGTH, itemsize=4)["weights"] == used
+
+
+def test_bytes_read_of_the_cache_count_keys_and_values_at_every_level():
+    one, two = (NexusConfig(**SHAPE, num_layers=3, attention_order=order) for order in (1, 2))
+    standard = costs.bytes_read(one, BATCH, LENGTH, itemsize=2)["cache"]
+    assert standard == costs.cache_bytes(one, BATCH, LENGTH, itemsize=2)
+    assert costs.bytes_read(two, BATCH, LENGTH, itemsize=2)["cache"] == 2 * standard

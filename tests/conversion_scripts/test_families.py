@@ -195,8 +195,8 @@ def test_swapped_queries_and_keys_are_another_function(case):
     assert difference(source, model) > 1e-2
 
 
-def test_longrope_generates_across_its_limit_as_phi3_does():
-    """Beyond `original_max_position_embeddings` every key must be rotated anew."""
+def test_longrope_generates_across_its_limit_as_phi3_does(monkeypatch):
+    """Beyond `original_max_position_embeddings` every key must be rotated anew as Phi-3 does without a cache."""
     source = make("phi3, longrope, long")
     model = convert(source, order=[2, 1, 2])
     ids = torch.randint(3, checkpoints.VOCAB_SIZE, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -204,11 +204,15 @@ def test_longrope_generates_across_its_limit_as_phi3_does():
     mask[0, :5] = 0
     settings = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "output_logits": True}
     settings |= {"attention_mask": mask, "return_dict_in_generate": True}
-    expected, actual = source.generate(ids, **settings), model.generate(ids, **settings)
+    expected, actual = source.generate(ids, use_cache=False, **settings), model.generate(ids, **settings)
     assert torch.equal(expected.sequences, actual.sequences)
-    torch.testing.assert_close(torch.stack(expected.logits), torch.stack(actual.logits))
+    torch.testing.assert_close(torch.stack(actual.logits), torch.stack(expected.logits), rtol=0, atol=2e-4)
     embedded = model.generate(inputs_embeds=model.get_input_embeddings()(ids), **settings)
     assert embedded.sequences.shape == (2, 20)
+    with monkeypatch.context() as keeps_its_cache:
+        keeps_its_cache.delattr(NexusForCausalLM, "prepare_inputs_for_generation")
+        stale = model.generate(ids, **settings)
+    assert (torch.stack(stale.logits) - torch.stack(expected.logits)).abs().max() > 0.01
 
 
 # The way back

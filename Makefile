@@ -33,9 +33,12 @@ test-fast: install  ## Run the tests that take seconds
 upstream-tests: install  ## Run Transformers' own common tests on Nexus (those in its source package)
 	$(BIN)/python tests/upstream/run.py
 
+# The README's commands, and counts of operations inside Transformers' own models.
+PINNED_ONLY := --ignore=tests/integration/test_readme.py --ignore=tests/benchmarks
+
 test-oldest:  ## Run the tests that take seconds with the oldest supported versions
 	$(MAKE) test-fast VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRA=test \
-		PYTEST="--ignore=tests/integration/test_readme.py"
+		PYTEST="$(PINNED_ONLY)"
 
 test-next:  ## Run the tests that take seconds with the next release of Transformers, if there is one
 	@pinned=$$(sed -n 's/^transformers==//p' constraints.txt); \
@@ -44,7 +47,7 @@ test-next:  ## Run the tests that take seconds with the next release of Transfor
 	mkdir -p .cache && sed "s/^transformers==.*/transformers==$$newest/; /^huggingface-hub==/d; /^tokenizers==/d" \
 		constraints.txt > .cache/constraints-next.txt; \
 	$(MAKE) test-fast VENV=.venv-next CONSTRAINTS=.cache/constraints-next.txt EXTRA=test \
-		PYTEST="--ignore=tests/integration/test_readme.py"
+		PYTEST="$(PINNED_ONLY)"
 
 bench: install  ## Measure speed and memory beside Llama, in a few minutes
 	$(BIN)/python -m benchmarks.speed --preset quick

@@ -28,7 +28,7 @@ setup(
         "rich>=14",  # its progress bars and tables
         "jinja2>=3.1.6",  # huggingface-hub's model cards need it
         "filelock>=3.20",  # one converter per output
-        "accelerate>=1.12",  # weights left on the disk while a large model is verified; Trainer needs it too
+        "accelerate>=1.15",  # weights left on the disk while a large model is verified (older ones confuse tied ones)
         "psutil>=5.9",  # whether a model fits in memory
     ],
     extras_require={

@@ -3,12 +3,22 @@ What both directions of conversion share: from a plan to a finished folder, or t
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .output import check_free_space, check_overwrite, is_occupied, staged_output
-from .progress import bytes_bar
-from .report import add_files, describe_plan, describe_source, identical_result, state_of, write_report
+from .progress import alongside, bytes_bar
+from .report import (
+    add_files,
+    describe_plan,
+    describe_source,
+    hash_source,
+    identical_result,
+    source_bytes,
+    state_of,
+    write_report,
+)
 from .shards import Planned, total_bytes, write_weights
 from .source import Checkpoint
 
@@ -41,10 +51,11 @@ def produce(
     total = total_bytes(plan)
     check_free_space(out, total)
     with staged_output(out, state_of(opened, plan, options)) as (folder, resume):
-        with bytes_bar("writing", total) as advance:
-            written = write_weights(folder, plan, advance, resume, options["max_shard_size"])
+        with bytes_bar("hashing and writing", source_bytes(opened) + total) as advance:
+            with alongside(partial(hash_source, opened), advance) as hashes:  # what both read is read from disk once
+                written = write_weights(folder, plan, advance, resume, options["max_shard_size"])
+                report = describe_source(opened, options, command, hashes())
         resumed = written.pop("resumed")
-        report = describe_source(opened, options, command)
         report["model"] = {"parameters": sum(planned.tensor.numel() for planned in plan.values()), **written}
         fill(folder, report)
         add_files(folder, report, resume)

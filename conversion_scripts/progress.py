@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
@@ -21,6 +22,30 @@ def bytes_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task(description, total=total)
         yield lambda amount: progress.advance(task, amount)
+
+
+@contextmanager
+def alongside(
+    work: Callable[[Callable[[int], None]], Any], advance: Callable[[int], None]
+) -> Iterator[Callable[[], Any]]:
+    """
+    Runs `work(advance)` in a second thread and yields a function that waits for what it returns or raises. If the body
+    fails, the work is given up at its next step.
+    """
+    failed = False
+
+    def step(amount: int) -> None:
+        if failed:
+            raise CancelledError
+        advance(amount)
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work, step)
+        try:
+            yield future.result
+        except BaseException:
+            failed = True
+            raise
 
 
 @contextmanager

@@ -5,6 +5,7 @@ conversion and the upload are all made from it.
 
 import json
 import platform
+from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +23,10 @@ CARD_FILE = "README.md"
 SOURCE_FILES = ("config.json", INDEX_FILE, *CARRIED_FILES)
 
 
-def describe_source(opened: Checkpoint, options: dict[str, Any], command: list[str] | None) -> dict[str, Any]:
-    """The first half of the report. Reads and hashes every file of the source."""
+def describe_source(
+    opened: Checkpoint, options: dict[str, Any], command: list[str] | None, files: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """The first half of the report. `files`: from `hash_source`."""
     return {
         "nexus_transformers": version("nexus-transformers"),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -37,7 +40,7 @@ def describe_source(opened: Checkpoint, options: dict[str, Any], command: list[s
             "parameters": opened.parameters,
             "dtype": str(opened.dtype).removeprefix("torch."),
             "config": opened.raw_config,
-            "files": hash_source(opened),
+            "files": files,
         },
     }
 
@@ -52,21 +55,24 @@ def source_files(opened: Checkpoint) -> list[Path]:
     return opened.files + [file for file in others if file.is_file() and file not in opened.files]
 
 
-def hash_source(opened: Checkpoint) -> dict[str, dict[str, Any]]:
+def source_bytes(opened: Checkpoint) -> int:
+    return sum(file.stat().st_size for file in source_files(opened))
+
+
+def hash_source(opened: Checkpoint, advance: Callable[[int], None]) -> dict[str, dict[str, Any]]:
     """
     File name -> bytes and sha256. Raises `ConversionError` if a file from the Hub is not what the Hub said it is: its
     cache names large files by their hash.
     """
     described = {}
-    with bytes_bar("hashing", sum(file.stat().st_size for file in source_files(opened))) as advance:
-        for file in source_files(opened):
-            described[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file, advance)}
-            blob = file.resolve().name
-            if opened.revision and len(blob) == 64 and blob != described[file.name]["sha256"]:
-                raise ConversionError(
-                    f"{opened.label}: the downloaded {file.name} is damaged (its sha256 is not the Hub's). Delete "
-                    f"{file.resolve()} and convert again."
-                )
+    for file in source_files(opened):
+        described[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file, advance)}
+        blob = file.resolve().name
+        if opened.revision and len(blob) == 64 and blob != described[file.name]["sha256"]:
+            raise ConversionError(
+                f"{opened.label}: the downloaded {file.name} is damaged (its sha256 is not the Hub's). Delete "
+                f"{file.resolve()} and convert again."
+            )
     return described
 
 
@@ -109,9 +115,12 @@ def identical_result(out: Path, opened: Checkpoint, options: dict[str, Any]) -> 
     if not same:
         return None
     present = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()} - {REPORT_FILE, CARD_FILE}
-    if present != set(files) or hash_source(opened) != made_of:
+    if present != set(files):
         return None
-    with bytes_bar("checking", sum(description["bytes"] for description in files.values())) as advance:
+    total = source_bytes(opened) + sum(description["bytes"] for description in files.values())
+    with bytes_bar("checking", total) as advance:
+        if hash_source(opened, advance) != made_of:
+            return None
         for name, description in files.items():
             if not is_complete(out / name, description):
                 return None

@@ -1,8 +1,8 @@
 """
 Writes PROJECTION.md: what large nested models would need. `python -m benchmarks.project`
 
-Counted operations and bytes (costs.py), what was measured of Nexus beside its bound (results/speed.json), and the
-assumptions below, all of which the page states. Nothing on the page was run.
+Counted operations and bytes (costs.py), what was measured of Nexus beside its bound (results/speed_targets.json), and
+the assumptions below, all of which the page states. Nothing on the page was run.
 """
 
 import argparse
@@ -64,7 +64,7 @@ class Overhead:
     train: float = 1.0
     prefill: float = 1.0
     decode: float = 1.0
-    source: str = "none: run `python -m benchmarks.speed` first; taken as 1.00"
+    source: str = "none: run `python -m benchmarks.speed --preset targets` first; taken as 1.00"
 
     @classmethod
     def read(cls, path: Path) -> "Overhead":
@@ -213,7 +213,7 @@ def page(overhead: Overhead) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.project", description=__doc__)
-    parser.add_argument("--measured", type=Path, default=FOLDER / "results" / "speed.json")
+    parser.add_argument("--measured", type=Path, default=FOLDER / "results" / "speed_targets.json")
     parser.add_argument("--out", type=Path, default=FOLDER / "PROJECTION.md")
     options = parser.parse_args(arguments)
     options.out.write_text(page(Overhead.read(options.measured)))

@@ -8,11 +8,14 @@ bytes read where decoding. `llama again` is a second Llama measured in the same 
 """
 
 import argparse
+import math
 import os
 import platform
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timezone
+from multiprocessing import get_context
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read at import: the profiler announces every start and stop
@@ -27,45 +30,91 @@ from .speed_cases import LLAMA, SHAPES, TOY, VARIANTS, Case, build, cases
 from .speed_measure import DECODED, TRAINING, held_by, interleave, peak_bytes, runner
 
 RESULTS = Path(__file__).parent / "results"
-SECONDS = {"quick": 8.0, "full": 20.0}  # per case of weight 1, as far as three rounds allow
+SECONDS = {"quick": 8.0, "targets": 8.0, "full": 8.0}  # per case of weight 1, as far as three rounds allow
+# Where memory happens to lie makes a whole process faster or slower at a task: one of them does not tell.
+PROCESSES = {"quick": 1, "targets": 3, "full": 3}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.speed", description=__doc__.split("\n\n")[0].strip())
-    parser.add_argument("--preset", choices=SECONDS, default="full", help="quick: minutes; full: the committed figures")
+    parser.add_argument("--preset", choices=SECONDS, default="full", help="quick: minutes; targets: the judged cases")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--only", default="", metavar="TEXT", help="the cases whose label contains this")
     parser.add_argument("--seconds", type=float, help="time per case, in place of the preset's")
+    parser.add_argument(
+        "--processes", type=int, help="fresh ones among which the judged cases are divided (quick: 1, others: 3)"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     parser.add_argument("--toy", action="store_true", help="tiny models: tests the benchmark, measures nothing")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.processes = options.processes or PROCESSES[options.preset]
+    return options
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    """Measures the chosen cases, writes speed.json and .png (or speed_quick, or speed_part), and returns the report."""
+    """Measures the chosen cases, writes speed.json, .png and .md (or speed_quick, ...), and returns the report."""
     options = parse(arguments)
     console = Console(highlight=False)
-    torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
-    chosen = [case for case in cases(options.preset) if options.only in case.label]
-    if options.toy:
-        chosen = [replace(case, length=min(case.length, 8)) for case in chosen]
+    chosen = chosen_cases(options)
     if options.list or not chosen:
         console.print("\n".join(case.label for case in chosen) or f"no case has {options.only!r} in its label")
         return {}
+    name = "speed" if options.preset == "full" else f"speed_{options.preset}"
+    path = options.out / f"{'speed_part' if options.only else name}.json"  # a part never replaces the whole
+    if options.processes == 1:
+        report = run(options, chosen, path=path)
+    else:
+        report = run_in_processes(options, chosen, path)
+    speed_report.show(report, console)
+    speed_report.plot(report, path.with_suffix(".png"))
+    path.with_suffix(".md").write_text(speed_report.markdown(report))
+    console.print(f"written: {path}, with .png and .md beside it")
+    return report
 
-    seconds = options.seconds or SECONDS[options.preset]
+
+def chosen_cases(options: argparse.Namespace) -> list[Case]:
+    chosen = [case for case in cases(options.preset) if options.only in case.label]
+    return [replace(case, length=min(case.length, 8)) for case in chosen] if options.toy else chosen
+
+
+def run_in_processes(options: argparse.Namespace, chosen: list[Case], path: Path) -> dict:
+    """The cases that the targets are judged by in several processes, the others in one more. Saves after each."""
+    judged = [case for case in chosen if case.judged]
+    others = [case for case in chosen if not case.judged]
+    reports, report = [], {"rows": []}
+    alone = {"max_workers": 1, "max_tasks_per_child": 1, "mp_context": get_context("spawn")}
+    with ProcessPoolExecutor(**alone) as processes:
+        for _ in range(options.processes if judged else 0):
+            reports.append(processes.submit(run, options, judged, options.processes).result())
+            report = speed_report.pool(reports)
+            speed_report.save(report, path)
+        if others:
+            rest = processes.submit(run, options, others).result()
+            report = rest | {"processes": len(reports), "rows": report["rows"] + rest["rows"]}
+            report["targets"] = speed_report.judge(report["rows"])
+            speed_report.save(report, path)
+    return report
+
+
+def run(options: argparse.Namespace, chosen: list[Case], processes: int = 1, path: Path | None = None) -> dict:
+    """
+    Measures the cases in this process, one of `processes` that divide the time. With a path, saves after every case: an
+    interrupted run keeps what it has.
+    """
+    torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    console = Console(highlight=False)
+    seconds = (options.seconds or SECONDS[options.preset]) / processes
     speeds = (1e12, 1e12) if options.toy else device_speeds(options.device)
-    budget = sum(estimate(case, seconds, speeds) for case in chosen)
+    rounds = math.ceil(3 / processes)  # the fewest
+    budget = sum(estimate(case, seconds, speeds, rounds) for case in chosen)
     console.print(
         f"{len(chosen)} cases on {device_name(options.device)}, threads: {options.threads}, about {budget / 60:.0f} min"
     )
 
     report = heading(options.device) | {"preset": options.preset, "seconds_per_case": seconds, "rows": []}
-    name = "speed_quick" if options.preset == "quick" else "speed_part" if options.only else "speed"
-    path = options.out / f"{name}.json"  # a part never replaces the whole
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console) as progress:
         bar, done, models, held = progress.add_task("", total=budget), 0.0, {}, None
         for case in chosen:
@@ -77,28 +126,26 @@ def main(arguments: list[str] | None = None) -> dict:
                 nestings = {name: VARIANTS[name] for name in case.variants}
                 models.update(build(shape, nestings, getattr(torch, case.dtype), options.device))
                 held = key
-            share = estimate(case, seconds, speeds)
+            share = estimate(case, seconds, speeds, rounds)
 
             def advance(part: float, done: float = done, share: float = share) -> None:
                 progress.update(bar, completed=done + part * share)
 
-            report["rows"] += measure(case, models, options.device, seconds * case.weight, advance)
+            report["rows"] += measure(case, models, options.device, seconds * case.weight, advance, rounds)
             done += share
             report["targets"] = speed_report.judge(report["rows"])
-            speed_report.save(report, path)  # after every case: an interrupted run keeps what it has
-    speed_report.show(report, console)
-    speed_report.plot(report, path.with_suffix(".png"))
-    console.print(f"written: {path}, {path.with_suffix('.png')}")
+            if path:
+                speed_report.save(report, path)
     return report
 
 
-def measure(case: Case, models: dict, device: str, budget: float, advance) -> list[dict]:
+def measure(case: Case, models: dict, device: str, budget: float, advance, min_rounds: int = 3) -> list[dict]:
     """One case: the rows of its variants. The budget is in seconds."""
     torch.manual_seed(0)
     torch.compiler.reset()
     runners = {name: runner(model, case) for name, model in models.items()}
     rivals = {name: each for name, each in runners.items() if name != LLAMA}
-    timings = interleave(runners[LLAMA], rivals, device, budget, after_round=advance)
+    timings = interleave(runners[LLAMA], rivals, device, budget, min_rounds, after_round=advance)
     peaks = {} if case.compiled else {name: peak_bytes(each, device) for name, each in runners.items()}
     caches = {name: held_by(each.cache) for name, each in runners.items() if each.cache is not None}
     for model in models.values():
@@ -106,8 +153,8 @@ def measure(case: Case, models: dict, device: str, budget: float, advance) -> li
     return [speed_report.row(case, name, models, timings[name], peaks, caches) for name in rivals]
 
 
-def estimate(case: Case, seconds: float, speeds: tuple[float, float]) -> float:
-    """Seconds that the case will take: its budget, or what warming up and three rounds need."""
+def estimate(case: Case, seconds: float, speeds: tuple[float, float], rounds: int) -> float:
+    """Seconds that the case will take in one process: its budget, or what warming up and the fewest rounds need."""
     config = build_config(case)
     itemsize = getattr(torch, case.dtype).itemsize
     operations, bandwidth = speeds
@@ -120,7 +167,7 @@ def estimate(case: Case, seconds: float, speeds: tuple[float, float]) -> float:
         run, setup = run / operations, 0.0
     models = len(case.variants)
     setup = (setup + run * 2) * (models + 1) + (30.0 * models if case.compiled else 0.0)
-    return setup + max(seconds * case.weight, 3 * (2 * models + 1) * run)
+    return setup + max(seconds * case.weight, rounds * (2 * models + 1) * run)
 
 
 def build_config(case: Case) -> transformers.LlamaConfig:

@@ -67,6 +67,7 @@ class Case:
             for all, is left out.
         length: Tokens per sequence; of decoding, those in the cache when it begins.
         weight: Share of time relative to other cases.
+        judged: Whether the targets are judged by it.
     """
 
     shape: str
@@ -77,6 +78,7 @@ class Case:
     compiled: bool = False
     variants: tuple[str, ...] = FEW
     weight: float = 1.0
+    judged: bool = False
 
     @property
     def label(self) -> str:
@@ -85,24 +87,37 @@ class Case:
 
 
 def cases(preset: str) -> list[Case]:
-    """The cases of "quick" (none compiled: that takes minutes) or "full". Those that share models are adjacent."""
+    """
+    Of "quick" (none compiled: that takes minutes), "targets" (by which Nexus is judged) or "full", which has those of
+    "targets" too. Cases that share models are adjacent.
+    """
     whole, stack, everything = "smollm2-135m", "smollm2-135m stack", tuple(VARIANTS)
     if preset == "quick":
         return [
-            Case(whole, "prefill", 1, 128, variants=everything),
-            Case(whole, "decode", 1, 128, variants=everything),
+            Case(whole, "prefill", 1, 128, variants=everything, judged=True),
+            Case(whole, "decode", 1, 128, variants=everything, judged=True),
             Case(stack, "train", 1, 256, variants=everything),
             Case(stack, "train checkpointed", 1, 256),
         ]
-    chosen = [  # the whole model: the rows that the targets are judged by
-        Case(whole, "prefill", 1, 512, variants=everything, weight=5),
-        Case(whole, "prefill", 8, 128, variants=everything, weight=2),
-        Case(whole, "decode", 1, 128, variants=everything, weight=2),
-        Case(whole, "decode", 1, 1024, variants=everything, weight=5),
-        Case(whole, "decode", 8, 1024, variants=everything, weight=2),
-        Case(whole, "train", 1, 512, variants=everything, weight=8),
-        Case(whole, "train checkpointed", 1, 512, variants=everything, weight=8),
+    chosen = [
+        Case(whole, "prefill", 1, 512, variants=everything, weight=24, judged=True),
+        Case(whole, "decode", 1, 1024, variants=everything, weight=15, judged=True),
+        Case(whole, "train", 1, 512, variants=everything, weight=30, judged=True),
+        Case(whole, "train checkpointed", 1, 512, variants=everything, weight=24, judged=True),
     ]
+    if preset == "targets":
+        return chosen
+    chosen += [
+        Case(whole, "prefill", 8, 128, variants=everything, weight=5),
+        Case(whole, "decode", 1, 128, variants=everything, weight=5),
+        Case(whole, "decode", 8, 1024, variants=everything, weight=5),
+    ]
+    for task, length in (("prefill", 512), ("decode", 1024), ("train", 512), ("train checkpointed", 512)):
+        chosen.append(Case(stack, task, 1, length, compiled=True, variants=COMPILED))
+    for compiled in (False, True):
+        variants = COMPILED if compiled else FEW
+        for task, length in (("prefill", 512), ("decode", 1024), ("train", 512)):
+            chosen.append(Case(stack, task, 1, length, "bfloat16", compiled, variants))
     for shape, variants in ((stack, FEW), ("pythia-160m stack", BRIEF), ("qwen2.5-1.5b stack", BRIEF)):
         chosen += [Case(shape, "prefill", 1, length, variants=variants) for length in (128, 512, 1024, 2048, 4096)]
         chosen += [Case(shape, "prefill", 8, length, variants=variants) for length in (128, 512)]
@@ -111,12 +126,6 @@ def cases(preset: str) -> list[Case]:
         for task in ("train", "train checkpointed"):
             chosen += [Case(shape, task, 1, length, variants=variants) for length in (128, 512, 1024)]
             chosen += [Case(shape, task, 8, 128, variants=variants)]
-    for task, length in (("prefill", 512), ("decode", 1024), ("train", 512), ("train checkpointed", 512)):
-        chosen.append(Case(stack, task, 1, length, compiled=True, variants=COMPILED))
-    for compiled in (False, True):
-        variants = COMPILED if compiled else FEW
-        for task, length in (("prefill", 512), ("decode", 1024), ("train", 512)):
-            chosen.append(Case(stack, task, 1, length, "bfloat16", compiled, variants))
     return chosen
 
 

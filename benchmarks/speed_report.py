@@ -16,6 +16,7 @@ from .speed_measure import DECODED, TRAINING, Timing, quartiles
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+JUDGED = next(iter(SHAPES))
 # What must hold for the whole SmolLM2 shape, batch 1, float32, eager: name, variant, tasks, length, figure, limit.
 # The length is that of the full preset; another one stands in where it was not measured.
 TARGETS = [
@@ -79,7 +80,7 @@ def row(case: Case, variant: str, models: dict, timing: Timing, peaks: dict[str,
         "dtype": case.dtype,
         "compiled": case.compiled,
         "device": model.device.type,
-        "rounds": len(timing.ratios),
+        "ratios": [round(each, 4) for each in timing.ratios],
         "seconds": seconds,
         "llama_seconds": quartiles(timing.llama_seconds)[1] / tokens,
         "tokens_per_second": case.batch * (1 if case.task == "decode" else case.length) / seconds,
@@ -105,6 +106,20 @@ def row(case: Case, variant: str, models: dict, timing: Timing, peaks: dict[str,
     return figures
 
 
+def pool(reports: list[dict]) -> dict:
+    """The report of several processes that measured the same: medians and quartiles over the rounds of all."""
+    rows = []
+    for same in zip(*(report["rows"] for report in reports), strict=True):
+        row = dict(same[0])
+        row["ratios"] = [ratio for each in same for ratio in each["ratios"]]
+        low, ratio, high = quartiles(row["ratios"])
+        row |= {"ratio": ratio, "ratio_quartiles": [low, high], "ratio_to_bound": ratio / row["bound"]}
+        for figure in ("seconds", "llama_seconds", "tokens_per_second"):
+            row[figure] = quartiles(each[figure] for each in same)[1]
+        rows.append(row)
+    return reports[0] | {"processes": len(reports), "rows": rows, "targets": judge(rows)}
+
+
 def judge(rows: list[dict]) -> list[dict]:
     """Each target with the measured figure and "reached", "within the spread", "missed" or "not measured"."""
     verdicts = []
@@ -113,7 +128,7 @@ def judge(rows: list[dict]) -> list[dict]:
             row
             for row in rows
             if (row["shape"], row["variant"], row["batch"], row["dtype"], row["compiled"])
-            == (next(iter(SHAPES)), variant, 1, "float32", False)
+            == (JUDGED, variant, 1, "float32", False)
             and row["task"] in tasks
             and figure in row
         ]
@@ -155,6 +170,23 @@ def show(report: dict, console: Console) -> None:
         limit = f"{target['limit']:.2f}{units.get(target['figure'], ' x Llama')}"
         table.add_row(target["target"], str(target.get("length", "")), limit, measured, target["verdict"])
     console.print(table)
+
+
+def markdown(report: dict) -> str:
+    """The targets as the README shows them."""
+    lines = ["| beside Llama of the same shape | tokens | aim | measured (quartiles) | |", "|---|---|---|---|---|"]
+    for target in report["targets"]:
+        bounded, timed = target["figure"] == "ratio_to_bound", target["figure"] in ("ratio", "ratio_to_bound")
+        aim, measured = f"≤ {target['limit']:.2f}", ""
+        if "measured" in target:
+            aim += f" x {target['bound']:.3f}" if bounded else ""
+            measured = f"{target['measured']:.3f}" + (f" x {target['bound']:.3f}" if bounded else "")
+            if timed:
+                low, high = (limit / (target["bound"] if bounded else 1) for limit in target["ratio_quartiles"])
+                measured += f" ({low:.3f} to {high:.3f})"
+        cells = (target["target"], str(target.get("length", "")), aim, measured, target["verdict"])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def case_table(label: str, rows: list[dict]) -> Table:

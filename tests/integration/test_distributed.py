@@ -221,6 +221,8 @@ def test_tensor_parallelism_shards_every_projection_and_trains_and_generates_the
     models.append(save_model(tmp_path, attention_order=3, source_gate=True, refine_key=False))
     models.append(save_model(tmp_path, attention_order=2, source_gate=True, attention_bias=True, mlp_bias=True))
     models.append(save_model(tmp_path, attention_order=2, source_gate=True, mlp_gated=False, parallel_residual=True))
+    olmo2 = {"qk_norm": "across_heads", "norm_position": "post"}
+    models.append(save_model(tmp_path, attention_order=2, source_gate=True, **olmo2))
     cases = [{"name": model, "kind": "tp", "model": model} for model in models]
     for reentrant in (True, False):
         model = save_model(tmp_path, attention_order=3, source_gate=True, share_projections=False, qk_norm=True)

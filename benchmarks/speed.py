@@ -108,8 +108,7 @@ def run(options: argparse.Namespace, chosen: list[Case], processes: int = 1, pat
     console = Console(highlight=False)
     seconds = (options.seconds or SECONDS[options.preset]) / processes
     speeds = (1e12, 1e12) if options.toy else device_speeds(options.device)
-    rounds = math.ceil(3 / processes)  # the fewest
-    budget = sum(estimate(case, seconds, speeds, rounds) for case in chosen)
+    budget = sum(estimate(case, seconds, speeds, processes) for case in chosen)
     console.print(
         f"{len(chosen)} cases on {device_name(options.device)}, threads: {options.threads}, about {budget / 60:.0f} min"
     )
@@ -126,11 +125,12 @@ def run(options: argparse.Namespace, chosen: list[Case], processes: int = 1, pat
                 nestings = {name: VARIANTS[name] for name in case.variants}
                 models.update(build(shape, nestings, getattr(torch, case.dtype), options.device))
                 held = key
-            share = estimate(case, seconds, speeds, rounds)
+            share = estimate(case, seconds, speeds, processes)
 
             def advance(part: float, done: float = done, share: float = share) -> None:
                 progress.update(bar, completed=done + part * share)
 
+            rounds = math.ceil(case.rounds / processes)
             report["rows"] += measure(case, models, options.device, seconds * case.weight, advance, rounds)
             done += share
             report["targets"] = speed_report.judge(report["rows"])
@@ -153,8 +153,9 @@ def measure(case: Case, models: dict, device: str, budget: float, advance, min_r
     return [speed_report.row(case, name, models, timings[name], peaks, caches) for name in rivals]
 
 
-def estimate(case: Case, seconds: float, speeds: tuple[float, float], rounds: int) -> float:
-    """Seconds that the case will take in one process: its budget, or what warming up and the fewest rounds need."""
+def estimate(case: Case, seconds: float, speeds: tuple[float, float], processes: int) -> float:
+    """Seconds that the case takes in one of the processes: its budget, or what warm-up and the fewest rounds need."""
+    rounds = math.ceil(case.rounds / processes)
     config = build_config(case)
     itemsize = getattr(torch, case.dtype).itemsize
     operations, bandwidth = speeds

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import project, speed, speed_cases, speed_growth, speed_measure, speed_report
+from benchmarks import project, speed, speed_cases, speed_growth, speed_measure, speed_profile, speed_report
 from benchmarks.speed_measure import Runner, Timing
 
 FIGURES = {"seconds", "llama_seconds", "tokens_per_second", "ratio", "bound", "causal_bound", "ratio_to_bound"}
@@ -210,3 +210,23 @@ def test_the_report_prints_in_eighty_columns(tmp_path):
     console = Console(width=80, record=True, file=open("/dev/null", "w"))
     speed_report.show(report, console)
     assert "…" not in console.export_text()
+
+
+def test_the_profile_adds_up(tmp_path):
+    report = speed_profile.main(
+        ["--toy", "--repeats", "2", "--task", "train", "--length", "16", "--out", str(tmp_path)]
+    )
+    assert json.loads((tmp_path / "speed_profile_train_order_2.json").read_text()) == report
+    rows = {row["kind"]: row for row in report["rows"]}
+    assert {"products", "attention"} <= rows.keys()
+    for row in rows.values():
+        assert row["excess"] == pytest.approx(row["nexus"] - row["predicted"])
+    assert 1.05 < rows["products"]["predicted"] / rows["products"]["llama"] < 2
+    assert rows["attention"]["predicted"] == pytest.approx(2 * rows["attention"]["llama"])  # one more call per layer
+    assert rows["mul"]["predicted"] == rows["mul"]["llama"]
+
+
+def test_kinds_of_operations():
+    kinds = {"aten::addmm": "products", "aten::_scaled_dot_product_flash_attention_for_cpu_backward": "attention"}
+    kinds |= {"aten::add_": "add", "aten::mul": "mul"}
+    assert {name: speed_profile.kind(name) for name in kinds} == kinds

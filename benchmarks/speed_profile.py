@@ -1,0 +1,116 @@
+"""
+Where the time goes: Nexus beside Llama, by kind of operation, and what its arithmetic predicts for each kind.
+`python -m benchmarks.speed_profile --task train --variant "order 2"`.
+
+PyTorch's profiler records both models in turn. *products* are matrix products and *attention* is the fused kernel,
+forward and backward: for them the prediction is Llama's time x the ratio of operations (costs.py). Everything else is
+not in the bound: there the prediction is Llama's time. What remains is said to be *not predicted*. The profiler itself
+costs time, so that the sum is a little more than a step takes.
+"""
+
+import argparse
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+import transformers
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from . import costs
+from .speed import RESULTS, heading
+from .speed_cases import LLAMA, SHAPES, TOY, VARIANTS, Case, build
+from .speed_measure import TRAINING, Runner, runner
+from .speed_report import save
+
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+TASKS = ("prefill", "decode", *TRAINING)
+
+
+def kind(operation: str) -> str:
+    if operation in PRODUCTS:
+        return "products"
+    return "attention" if "attention" in operation else operation.removeprefix("aten::").rstrip("_")
+
+
+def seconds_by_kind(task: Runner) -> dict[str, float]:
+    """Of one run: the time that each kind of operation spends in itself."""
+    task.prepare()
+    with profile(activities=[ProfilerActivity.CPU], acc_events=False) as record:
+        task.run()
+    spent: dict[str, float] = defaultdict(float)
+    for event in record.key_averages():
+        spent[kind(event.key) if event.key.startswith("aten::") else "outside operations"] += event.self_cpu_time_total
+    return {name: microseconds / 1e6 for name, microseconds in spent.items()}
+
+
+def predicted(case: Case, name: str, seconds: float, llama, nexus) -> float:
+    """What `seconds` of Llama become if this kind costs what is counted."""
+    if case.task == "decode" or name not in ("products", "attention"):
+        return seconds
+    arguments = {"logits": None if case.task in TRAINING else 1, "training": case.task in TRAINING}
+    arguments |= {"checkpointed": case.task == "train checkpointed", "attention": "cpu"}
+    parts = [costs.flops(each, case.batch, case.length, **arguments) for each in (llama, nexus)]
+    before, after = (each["attention"] if name == "attention" else each["total"] - each["attention"] for each in parts)
+    return seconds * after / before
+
+
+def measure(case: Case, variant: str, repeats: int, shape, console: Console) -> list[dict]:
+    """Rows by kind, largest difference first: medians over the repeats, which are interleaved."""
+    models = build(shape, {variant: VARIANTS[variant]}, getattr(torch, case.dtype), "cpu")
+    runners = {name: runner(model, case) for name, model in models.items()}
+    records: dict[str, list[dict]] = {name: [] for name in runners}
+    for repeat in range(repeats + 1):
+        for name, each in runners.items():
+            with console.status(f"{name}, {repeat} of {repeats}"):
+                spent = seconds_by_kind(each)
+            if repeat:  # the first warms up
+                records[name].append(spent)
+    names = {name for each in records.values() for spent in each for name in spent}
+    rows = []
+    for name in names:
+        llama, nexus = (statistics.median(spent.get(name, 0.0) for spent in records[key]) for key in (LLAMA, variant))
+        expected = predicted(case, name, llama, models[LLAMA].config, models[variant].config)
+        rows.append({"kind": name, "llama": llama, "nexus": nexus, "predicted": expected, "excess": nexus - expected})
+    return sorted(rows, key=lambda row: -abs(row["excess"]))
+
+
+def show(rows: list[dict], console: Console, title: str) -> None:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for column in ("kind", "Llama, ms", "Nexus, ms", "predicted, ms", "not predicted, ms", "of Llama's time"):
+        table.add_column(column, justify="left" if column == "kind" else "right")
+    total = {key: sum(row[key] for row in rows) for key in ("llama", "nexus", "predicted", "excess")}
+    for row in [*rows[:14], {"kind": "all"} | total]:
+        figures = [f"{1000 * row[key]:.1f}" for key in ("llama", "nexus", "predicted", "excess")]
+        table.add_row(row["kind"], *figures, f"{row['excess'] / total['llama']:+.1%}")
+    console.print(table)
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Profiles one case, writes results/speed_profile_TASK.json, and returns the report."""
+    parser = argparse.ArgumentParser("python -m benchmarks.speed_profile", description=__doc__.split("\n\n")[0].strip())
+    parser.add_argument("--task", choices=TASKS, default="train")
+    parser.add_argument("--variant", choices=[name for name in VARIANTS if VARIANTS[name]], default="order 2")
+    parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
+    parser.add_argument("--toy", action="store_true", help="tiny models: tests the profile, measures nothing")
+    options = parser.parse_args(arguments)
+    transformers.logging.set_verbosity_error()
+    console = Console(highlight=False, width=110)
+    case = Case(options.shape, options.task, 1, options.length)
+    shape = TOY if options.toy else SHAPES[options.shape]
+    rows = measure(case, options.variant, options.repeats, shape, console)
+    report = heading("cpu") | {"case": case.label, "variant": options.variant, "repeats": options.repeats, "rows": rows}
+    name = f"speed_profile_{options.task.replace(' ', '_')}_{options.variant.replace(', ', '_').replace(' ', '_')}.json"
+    save(report, options.out / name)
+    show(rows, console, f"{options.variant} beside Llama, {case.label}")
+    return report
+
+
+if __name__ == "__main__":
+    main()

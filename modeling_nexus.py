@@ -385,6 +385,14 @@ class NexusPreTrainedModel(PreTrainedModel):
             for gate in module.parameters():
                 init.constant_(gate, self.config.source_gate_init)
 
+    def save_pretrained(self, *args, **kwargs):
+        """As always. FSDP2 puts a class of its own over a model's, whose code is PyTorch's and not what to carry."""
+        sharded = type(self)
+        if sharded.__name__.startswith("FSDP"):
+            own = sharded.__bases__[-1]
+            sharded.__name__, sharded.__module__ = own.__name__, own.__module__
+        super().save_pretrained(*args, **kwargs)
+
     def gates(self) -> dict[str, nn.Parameter]:
         """All source gates by name, each of shape (1,); empty without `source_gate` or at order 1."""
         # Under PEFT a module that is trained keeps its original beside it, out of use.

@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import checkpoints
 import nexus_transformers
+from isolated import run_isolated
 from nexus_transformers import NexusConfig, NexusForCausalLM
 
 ROOT = Path(nexus_transformers.__file__).parent
@@ -295,3 +296,45 @@ def test_the_pretraining_example_trains_the_same_on_two_processes_as_on_one(tmp_
     # One process with half of the batch is 2e-2 away in a loss and 0.27 in a weight (relative, as here).
     assert torch.allclose(*losses, rtol=1e-4)
     assert worst(*weights)[0] < 1e-3  # Adam divides by what may be next to nothing
+
+
+SHARD_AND_SAVE = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from nexus_transformers import NexusForCausalLM
+
+source, out = sys.argv[1:]
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+model = fully_shard(NexusForCausalLM.from_pretrained(source))
+assert type(model).__name__ == "FSDPNexusForCausalLM"
+state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+model.save_pretrained(out, state_dict=state)
+assert isinstance(model, NexusForCausalLM) and model(torch.arange(8)[None]).logits.isfinite().all()
+"""
+
+LOAD = """
+import json
+import sys
+import torch
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+print(json.dumps({"class": type(model).__name__, "logits": model(torch.arange(8)[None]).logits.flatten().tolist()}))
+"""
+
+
+def test_a_model_that_fsdp2_sharded_carries_our_code_and_not_pytorch_s(tmp_path):
+    """FSDP2 puts a class of its own over the model's, and Transformers saves the code of the class it finds."""
+    source = tmp_path / save_model(tmp_path, attention_order=2, source_gate=True)
+    launch([sys.executable, "-c", SHARD_AND_SAVE, source, tmp_path / "out"], tmp_path)
+    assert {path.name for path in (tmp_path / "out").glob("*.py")} == {"configuration_nexus.py", "modeling_nexus.py"}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["NexusForCausalLM"]
+    assert config["auto_map"] == NexusConfig().auto_map
+    loaded = run_isolated(LOAD, tmp_path, tmp_path / "out")
+    assert loaded["class"] == "NexusForCausalLM"
+    expected = NexusForCausalLM.from_pretrained(source)(torch.arange(8)[None]).logits
+    torch.testing.assert_close(torch.tensor(loaded["logits"]), expected.detach().flatten())

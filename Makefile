@@ -7,7 +7,7 @@ EXTRA ?= dev
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-oldest test-next upstream-tests bench lint clean
+.PHONY: help install demo test test-fast test-oldest test-next upstream-tests bench evidence evidence-quick lint clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,17 @@ test-next:  ## Run the tests that take seconds with the next release of Transfor
 
 bench: install  ## Measure speed and memory beside Llama, in a few minutes
 	$(BIN)/python -m benchmarks.speed --preset quick
+
+$(VENV)/evidence: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[evidence]'
+	@touch $@
+
+evidence: $(VENV)/evidence  ## Make the runs of all experiments that are not there yet, and RESULTS.md from them (hours)
+	$(BIN)/python -m experiments
+
+evidence-quick: $(VENV)/evidence  ## All experiments at toy size, to .cache/evidence-quick, in minutes
+	rm -rf .cache/evidence-quick
+	$(BIN)/python -m experiments --quick
 
 lint: install  ## Check style
 	$(BIN)/ruff check .

@@ -4,7 +4,13 @@ from pathlib import Path
 
 from setuptools import setup
 
-PACKAGES = ["", ".conversion_scripts", ".conversion_scripts.families", ".tokenization"]
+PACKAGES = [
+    "",
+    ".conversion_scripts",
+    ".conversion_scripts.families",
+    ".conversion_scripts.inspection",
+    ".tokenization",
+]
 
 setup(
     name="nexus-transformers",
@@ -16,7 +22,10 @@ setup(
     python_requires=">=3.10",
     package_dir={"nexus_transformers": "."},
     packages=["nexus_transformers" + package for package in PACKAGES],
-    package_data={"nexus_transformers": ["model_card.md"]},
+    package_data={
+        "nexus_transformers": ["model_card.md"],
+        "nexus_transformers.conversion_scripts.inspection": ["page/*"],
+    },
     # Lower ends: the oldest that are tested, see constraints-oldest.txt.
     install_requires=[
         "torch>=2.13",
@@ -35,8 +44,16 @@ setup(
         "gguf": ["gguf>=0.17.1"],  # GGUF sources
         "plot": ["matplotlib>=3.10"],
         "lint": ["ruff>=0.12"],
-        "test": ["nexus-transformers[gguf,plot]", "pytest>=9", "pytest-xdist>=3.8", "parameterized>=0.9"],
+        "test": [
+            "nexus-transformers[gguf,plot]",
+            "pytest>=9",
+            "pytest-xdist>=3.8",
+            "parameterized>=0.9",
+            "selenium>=4.51",  # clicks through the page of `nexus inspect` in a real browser
+        ],
         "tools": ["peft>=0.21", "trl>=1.16", "lm-eval>=0.4.13", "datasets>=5"],  # that users reach for, and we test
+        # Its reasoning tasks. Not in `dev`: a package that it needs, pycosat, comes as source and wants a C compiler.
+        "evidence": ["nexus-transformers[gguf,plot]", "peft>=0.21", "reasoning-gym>=0.1.25"],
         "dev": ["nexus-transformers[lint,test,tools]"],
     },
     entry_points={"console_scripts": ["nexus = nexus_transformers.conversion_scripts.cli:main"]},

@@ -11,6 +11,8 @@ from transformers import logging
 
 from .convert import convert as run_convert
 from .errors import ConversionError
+from .inspection import inspect as run_inspect
+from .inspection.printing import print_inspection
 from .printing import print_json, print_plan, print_report, print_verification
 from .push import print_push
 from .push import push as run_push
@@ -119,6 +121,33 @@ def push(
         print_json(result)
     else:
         print_push(result)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="The Nexus model: a folder, or a Hub id.")],
+    prompt: Annotated[str, typer.Argument(help="The text to attend to.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; by default the model's name with -inspect, here.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the chat template.")] = False,
+    generate: Annotated[
+        int, typer.Option(metavar="NUMBER", help="Continue the prompt by at most so many tokens first.")
+    ] = 0,
+    open_gates: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="See what it would do with all gates at this value.")
+    ] = None,
+    as_json: JsonOption = False,
+    revision: RevisionOption = None,
+) -> None:
+    """
+    Show what every head attends to at every level, and by which path, on a page that opens from the disk.
+    """
+    result = run_inspect(model, prompt, out, chat=chat, generate=generate, gates=open_gates, revision=revision)
+    if as_json:
+        print_json(result)
+    else:
+        print_inspection(result)
 
 
 def refuse_with_to_source(**given: object) -> None:

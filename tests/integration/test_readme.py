@@ -48,7 +48,7 @@ def clone(tmp_path_factory):
 
 def test_the_readme_has_code_and_commands():
     assert len(PYTHON) == 4
-    assert len(OTHER) == 8
+    assert len(OTHER) == 11
     assert MAKE == [
         "make bench",
         "make demo",

@@ -1,0 +1,117 @@
+"""The PNGs: the heads that change most between the first and the last level, and the gates."""
+
+import warnings
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+from .collect import LayerView
+from .words import label
+
+ROWS = 5  # heads in the overview
+LABELLED = 64  # tokens, up to which every one is labelled
+BRANCH_COLOURS = {"query": "#1f5fbf", "key": "#c2570c"}
+
+
+def figures(facts: dict[str, Any], views: list[LayerView]) -> dict[str, bytes]:
+    """File name -> PNG. Raises `ImportError` without matplotlib."""
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state
+
+    files = {"overview.png": png(overview(Figure, facts, views))}
+    if facts["gates"]:
+        files["gates.png"] = png(gates(Figure, facts))
+    return files
+
+
+def most_changed(views: list[LayerView], count: int) -> list[tuple[int, int]]:
+    """(layer, head), the largest change first."""
+    heads = [(-change, layer, head) for layer, view in enumerate(views) for head, change in enumerate(view.change)]
+    return [(layer, head) for _, layer, head in sorted(heads)[:count]]
+
+
+def overview(Figure, facts: dict[str, Any], views: list[LayerView]):
+    """One row per head: its levels side by side, and what the last one adds to the first."""
+    heads = most_changed(views, ROWS)
+    columns = max(views[layer].order for layer, _ in heads)
+    columns += columns > 1
+    tokens = [label(token) for token in facts["tokens"]]
+    side = min(max(2.4, 0.115 * len(tokens)), 7.0)  # inches of a map
+    figure = Figure(figsize=(columns * side + 1.2, len(heads) * (side + 0.3) + 1.4), layout="constrained")
+    grid = figure.subplots(len(heads), columns, squeeze=False, sharex=True, sharey=True)
+    for row, (layer, head) in zip(grid, heads, strict=True):
+        view = views[layer]
+        maps = [view.weights(level, head) for level in range(view.order)]
+        for level, (axes, weights) in enumerate(zip(row, maps, strict=False)):
+            name = f"level {level + 1} of {view.order}" if view.order > 1 else "order 1"
+            draw(axes, weights, f"layer {layer}, head {head}: {name}", "Blues", 0.0)
+        drawn = view.order
+        if view.order > 1:
+            title = f"level {view.order} minus level 1 ({view.change[head]:.2f} changed)"
+            draw(row[view.order], maps[-1] - maps[0], title, "PuOr_r", -1.0)
+            drawn += 1
+        for axes in row[drawn:]:
+            axes.set_frame_on(False)
+    # As many labels as fit.
+    ticks = range(0, len(tokens), -(-len(tokens) // LABELLED))
+    size = min(7.0, 72 * 0.8 * side / min(len(tokens), LABELLED))
+    for axes in grid.flat:
+        axes.tick_params(length=0, pad=2)
+    grid[0, 0].set_xticks(ticks, [tokens[i] for i in ticks])
+    grid[0, 0].set_yticks(ticks, [tokens[i] for i in ticks])
+    for axes in grid[-1]:
+        axes.tick_params(axis="x", rotation=90, labelsize=size)
+    for axes in grid[:, 0]:
+        axes.tick_params(axis="y", labelsize=size)
+    figure.suptitle(
+        f"{facts['model']}: the heads that change most. Rows ask, columns are looked at; coloured by square root",
+        fontsize=9,
+    )
+    return figure
+
+
+def draw(axes, weights: np.ndarray, title: str, colours: str, lowest: float) -> None:
+    future = np.triu(np.ones_like(weights, dtype=bool), 1)
+    roots = np.sign(weights) * np.abs(weights) ** 0.5  # else small weights could not be seen
+    axes.imshow(np.ma.array(roots, mask=future), cmap=colours, vmin=lowest, vmax=1.0, interpolation="nearest")
+    axes.set_title(title, fontsize=8, loc="left")
+    for spine in axes.spines.values():
+        spine.set_color("#bbbbbb")
+
+
+def gates(Figure, facts: dict[str, Any]):
+    """Bars by layer, one set for every level that is refined."""
+    levels = sorted({gate["level"] for gate in facts["gates"]})
+    layers = sorted({gate["layer"] for gate in facts["gates"]})
+    figure = Figure(figsize=(min(max(4.0, 0.33 * len(layers) + 1.5), 24.0), 2.6 * len(levels)), layout="constrained")
+    grid = figure.subplots(len(levels), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
+    for axes, level in zip(grid, levels, strict=True):
+        for offset, (branch, colour) in zip((-0.2, 0.2), BRANCH_COLOURS.items(), strict=True):
+            values = {
+                gate["layer"]: gate["value"]
+                for gate in facts["gates"]
+                if (gate["level"], gate["branch"]) == (level, branch)
+            }
+            if values:
+                axes.bar([layer + offset for layer in values], values.values(), 0.4, color=colour, label=branch)
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_ylabel(f"gate to level {level + 1}", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    largest = max(abs(gate["value"]) for gate in facts["gates"])
+    if largest == 0:
+        grid[0].set_ylim(-0.05, 1.05)
+    grid[0].legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.98))
+    closed = ": all closed" if largest == 0 else ""
+    grid[0].set_title(f"{facts['model']}: gates, 0 closed, 1 fully nested{closed}", fontsize=9, loc="left")
+    grid[-1].set_xlabel("layer", fontsize=8)
+    grid[-1].xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def png(figure) -> bytes:
+    stream = BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # tokens in scripts that the font lacks are boxes
+        figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()

@@ -1,0 +1,86 @@
+// The data of the page. Levels, layers, heads and tokens are counted from 0 here, levels from 1 where they are shown.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const TOKENS = data.tokens.length;
+const LAYERS = data.orders.length;
+const CELLS = (TOKENS * (TOKENS + 1)) / 2; // of one map: rows 0, 1, ... up to the diagonal
+const STEPS = 65535; // weights are whole numbers of 1/65535
+const packedMaps = unpack(document.getElementById("packed-maps").textContent.trim());
+const firstCell = [];
+data.orders.reduce((start, order, layer) => {
+  firstCell[layer] = start;
+  return start + order * data.heads * CELLS;
+}, 0);
+
+function unpack(base64) {
+  const text = atob(base64);
+  const view = new DataView(new ArrayBuffer(text.length));
+  for (let i = 0; i < text.length; i++) view.setUint8(i, text.charCodeAt(i));
+  const numbers = new Uint16Array(text.length / 2);
+  for (let i = 0; i < numbers.length; i++) numbers[i] = view.getUint16(2 * i, true);
+  return numbers;
+}
+
+/** How much token i attends to token j. */
+function weight(layer, level, head, i, j) {
+  if (j > i) return 0;
+  const map = firstCell[layer] + (level * data.heads + head) * CELLS;
+  return packedMaps[map + (i * (i + 1)) / 2 + j] / STEPS;
+}
+
+/** What the last level puts on a token beyond the first. */
+function gain(layer, head, i, j) {
+  return weight(layer, data.orders[layer] - 1, head, i, j) - weight(layer, 0, head, i, j);
+}
+
+/** The paths of a head, the largest gain first. */
+function pathsOf(layer, head) {
+  return data.paths[layer][head]
+    .map(([query, target, gained, chains]) => ({
+      query, target, gain: gained,
+      chains: chains.map((chain) => chain.map(([branch, level, token, inner, attention, credit]) => (
+        { branch, level, token, head: inner, weight: attention, credit }))),
+    }))
+    .sort((one, other) => other.gain - one.gain);
+}
+
+/** The gates of a layer. */
+function gatesOf(layer) {
+  return data.gates.filter((gate) => gate.layer === layer);
+}
+
+function isClosed(layer) {
+  const gates = gatesOf(layer);
+  return gates.length > 0 && gates.every((gate) => gate.value === 0);
+}
+
+/** A token, what cannot be seen made visible. */
+function visible(i) {
+  const code = (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, "0")}`;
+  return data.tokens[i].replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/[\u0000-\u001f\u007f-\u009f]/g, code);
+}
+
+/** A token where space is short, without the spaces around it. */
+function label(i, longest = 14) {
+  const token = visible(i);
+  const text = token.replace(/^ +| +$/g, "") || "␣".repeat(token.length);
+  const characters = [...text];
+  return characters.length <= longest ? text : characters.slice(0, longest - 1).join("") + "…";
+}
+
+function signed(number, digits = 2) {
+  return (number < 0 ? "−" : "+") + Math.abs(number).toFixed(digits);
+}
+
+/** An element: make("b", {class: "x"}, "text", child, ...). */
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+/** A token with its number, as it stands in sentences. */
+function named(i) {
+  return make("span", { class: "name" }, label(i), make("sub", {}, String(i)));
+}

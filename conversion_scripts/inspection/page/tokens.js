@@ -1,0 +1,108 @@
+// The token that asks: the text as each level sees it, and the paths to what is newly attended.
+
+const SHOWN = 6; // targets listed per level
+const LEAST = 0.01; // attention, for a target to be listed
+
+function levelName(layer, level) {
+  const order = data.orders[layer];
+  if (order === 1) return "The only level";
+  if (level === 0) return "Level 1, nothing refined";
+  return level === order - 1 ? `Level ${level + 1}, the last` : `Level ${level + 1}`;
+}
+
+/** The text, shaded by where `query` looks at a level, and the largest weights as numbers. */
+function textOfLevel(layer, level, head, query, choose) {
+  const text = make("p", { class: "text" });
+  for (let j = 0; j < TOKENS; j++) {
+    const value = weight(layer, level, head, query, j);
+    const token = make("button", { type: "button", class: "token", tabindex: "-1", "data-token": j });
+    token.textContent = visible(j);
+    token.title = j > query ? `${j}: comes later` : `${j}: ${value.toFixed(3)}`;
+    token.style.setProperty("--weight", `${(100 * Math.sqrt(value)).toFixed(1)}%`);
+    if (value > 0.4) token.classList.add("strong");
+    if (j === query) token.classList.add("query");
+    if (j > query) token.classList.add("later");
+    if (j >= data.prompt_tokens) token.classList.add("generated");
+    token.addEventListener("click", () => choose(j));
+    text.append(token);
+    if (data.tokens[j].includes("\n")) text.append(make("br"));
+  }
+  const largest = [...Array(query + 1).keys()]
+    .map((j) => [j, weight(layer, level, head, query, j)])
+    .filter(([, value]) => value >= LEAST)
+    .sort(([, one], [, other]) => other - one)
+    .slice(0, SHOWN);
+  const list = make("ol", { class: "targets" });
+  for (const [j, value] of largest) {
+    list.append(make("li", { "data-token": j, "data-weight": value.toFixed(4) }, named(j), " ", value.toFixed(2)));
+  }
+  return make("div", { class: "level", "data-level": level + 1 }, make("h4", {}, levelName(layer, level)), text, list);
+}
+
+/** One path as a sentence, each further chain on a line of its own. */
+function pathItem(layer, head, path) {
+  const item = make("li", { "data-query": path.query, "data-target": path.target });
+  const [first, last] = [0, data.orders[layer] - 1].map((level) => weight(layer, level, head, path.query, path.target));
+  item.append(
+    make("p", { class: "arrow" }, named(path.query), " → ", named(path.target),
+      make("span", { class: "numbers" }, ` ${first.toFixed(2)} at level 1, ${last.toFixed(2)} at the last`,
+        make("b", {}, ` ${signed(path.gain)}`))),
+  );
+  if (!path.chains.length) {
+    item.append(make("p", { class: "hint" }, "No single token explains it: what was gathered adds up from many."));
+  }
+  for (const chain of path.chains) item.append(chainLine(path, chain));
+  return item;
+}
+
+function chainLine(path, chain) {
+  const line = make("p", { class: "chain", "data-branch": chain[0].branch,
+    "data-tokens": chain.map((hop) => hop.token).join(" ") });
+  if (chain[0].branch === "key") {
+    line.append(named(path.query), " looks at ", named(path.target), ", whose key was gathered from ");
+  } else {
+    line.append(named(path.query), ", whose query was gathered from ");
+  }
+  chain.forEach((hop, number) => {
+    if (number) line.append(`, which is found through ${hop.branch === "key" ? "its key" : "a query"}, gathered from `);
+    line.append(named(hop.token));
+    const where = `head ${hop.head} of level ${hop.level}`;
+    line.append(make("span", { class: "numbers" }, ` (${hop.weight.toFixed(2)}, ${where})`));
+  });
+  if (chain[0].branch === "query") line.append(", looks at ", named(path.target));
+  line.append(make("span", { class: "numbers" }, `: credit ${signed(chain[0].credit, 1)}`));
+  return line;
+}
+
+/** Why a head may have no paths at all; null if it may. */
+function whyNoPaths(layer) {
+  if (data.orders[layer] === 1) return "This layer is of order 1: it has one level, nothing is refined, and there are no paths.";
+  if (isClosed(layer)) return "The gates of this layer are closed: nothing is refined, all levels attend alike, and there are no paths.";
+  return null;
+}
+
+function showPaths(state) {
+  const { layer, head, token } = state;
+  const box = document.getElementById("paths");
+  const mine = pathsOf(layer, head).filter((path) => path.query === token);
+  const why = whyNoPaths(layer);
+  if (why) box.replaceChildren(make("p", { class: "none" }, why));
+  else if (!mine.length) {
+    box.replaceChildren(make("p", { class: "none" },
+      "Nothing: on no token does the last level put 0.05 more attention than level 1."));
+  } else box.replaceChildren(make("ol", { class: "paths" }, ...mine.map((path) => pathItem(layer, head, path))));
+}
+
+/** Links to the rows of this head that gain most. */
+function showGains(state, choose) {
+  const box = document.getElementById("gains");
+  const paths = pathsOf(state.layer, state.head).slice(0, SHOWN);
+  box.replaceChildren();
+  if (!paths.length) box.append("None.");
+  for (const path of paths) {
+    const button = make("button", { type: "button", "data-query": path.query, "data-target": path.target },
+      named(path.query), " → ", named(path.target), " ", make("b", {}, signed(path.gain)));
+    button.addEventListener("click", () => choose(path.query));
+    box.append(button, " ");
+  }
+}

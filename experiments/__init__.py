@@ -1,0 +1,1 @@
+"""The evidence: each experiment a script, its committed results and its plot. `make evidence` reruns them all."""

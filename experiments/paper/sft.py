@@ -1,0 +1,141 @@
+"""
+Fine-tune a converted model with TRL: the paper's retrofit. The files in launch/ start it.
+
+    nexus convert Qwen/Qwen2.5-1.5B CONVERTED --order 2 --no-gate
+    python -m experiments.paper.sft --preset qwen2.5-1.5b --model CONVERTED --data DATA --out OUT
+
+Converted with `--no-gate` the model is nested at once, as in the paper; with gates it starts as its source, and the
+gates are trained with a learning rate of their own; with `--order 1` it is the standard model, the baseline. DATA is a
+.jsonl file or a dataset of the Hub, with a column "messages", or "prompt" and "completion". All options of TRL's
+SFTConfig work and override the preset. An interrupted run goes on from its last checkpoint when run again.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import Dataset, load_dataset
+from transformers import AutoTokenizer, HfArgumentParser, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from nexus_transformers import NexusForCausalLM
+
+from . import record
+from .presets import RETROFIT, Retrofit
+
+FORMATS = (["messages"], ["prompt", "completion"])
+
+
+@dataclass
+class RunArguments:
+    model: str = field(metadata={"help": "the folder that `nexus convert` wrote"})
+    out: str = field(metadata={"help": "folder of the trained model"})
+    preset: str = field(metadata={"help": "the recipe", "choices": list(RETROFIT)})
+    data: str | None = field(default=None, metadata={"help": "by default the preset's dataset of the Hub"})
+    data_split: str = field(default="train", metadata={"help": "of a dataset of the Hub"})
+    sequences: int | None = field(default=None, metadata={"help": "per step, over all processes"})
+    gate_learning_rate: float = field(default=1e-3, metadata={"help": "of the gates, which are few: they bear much"})
+
+
+class RetrofitTrainer(SFTTrainer):
+    """SFTTrainer whose gates, if the model has any, learn at a rate of their own, with the same schedule."""
+
+    def __init__(self, *args, gate_learning_rate: float, **kwargs):
+        self.gate_learning_rate = gate_learning_rate
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        gates = {id(gate) for gate in (self.model if model is None else model).gates().values()}
+        if gates and all(group.get("role") != "gates" for group in optimizer.param_groups):
+            moved = []
+            for group in optimizer.param_groups:
+                moved += [parameter for parameter in group["params"] if id(parameter) in gates]
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in gates]
+            rate = self.gate_learning_rate
+            optimizer.add_param_group({"params": moved, "lr": rate, "weight_decay": 0.0, "role": "gates"})
+        return optimizer
+
+
+def parse(arguments: list[str]) -> tuple[RunArguments, SFTConfig, Retrofit]:
+    """The run, TRL's arguments with the preset's recipe as their defaults, and the preset."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--preset", choices=list(RETROFIT))
+    first.add_argument("--out", default="run")
+    known, _ = first.parse_known_args(arguments)
+    preset = RETROFIT[known.preset or next(iter(RETROFIT))]
+    parser = HfArgumentParser((RunArguments, SFTConfig), prog="sft", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.set_defaults(
+        **preset.training,
+        eos_token=preset.eos_token,
+        output_dir=str(Path(known.out) / "trainer"),
+        use_cpu=not torch.accelerator.is_available(),  # unsaid, each process would train alone on the CPU
+        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        ddp_find_unused_parameters=False,
+        save_steps=200,
+        save_total_limit=2,
+        logging_first_step=True,
+        report_to="none",
+    )
+    run, training = parser.parse_args_into_dataclasses(arguments)
+    return run, training, preset
+
+
+def conversations(source: str, split: str) -> Dataset:
+    """The columns that TRL reads; others it might take for something that they are not."""
+    if Path(source).is_file():
+        rows = load_dataset("json", data_files=source, split="train")
+    elif Path(source).suffix in (".json", ".jsonl"):
+        sys.exit(f"sft: {source} does not exist.")
+    else:
+        rows = load_dataset(source, split=split)
+    for columns in FORMATS:
+        if set(columns) <= set(rows.column_names):
+            return rows.select_columns(columns)
+    sys.exit(f'sft: {source} needs a column "messages", or "prompt" and "completion"; it has {rows.column_names}.')
+
+
+def main(arguments: list[str] | None = None) -> None:
+    # Before anything else: SFTConfig starts the process group, by what the launcher left in the environment.
+    run, training, preset = parse(sys.argv[1:] if arguments is None else arguments)
+    sequences = run.sequences or preset.sequences
+    record.set_accumulation(training, sequences, "sft")
+    folder = Path(run.model)
+    config = folder / "config.json"
+    if not config.exists() or json.loads(config.read_text()).get("model_type") != "nexus":
+        sys.exit(f"sft: {folder} is not a Nexus model; make one with `nexus convert`.")
+    source = run.data or preset.data
+    with training.main_process_first(desc="loading of the data"):
+        rows = conversations(source, run.data_split)
+
+    set_seed(training.seed)
+    # float32: a gate that is stored in bf16 does not move at small learning rates. Autocast computes in bf16.
+    model = NexusForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    trainer = RetrofitTrainer(
+        model=model,
+        args=training,
+        train_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        gate_learning_rate=run.gate_learning_rate,
+    )
+    record.parallelism(trainer)
+    checkpoint = record.last_checkpoint(training)
+    start = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+    output = trainer.train(resume_from_checkpoint=checkpoint)
+    facts = {
+        "preset": run.preset,
+        "data": Path(source).name if Path(source).exists() else source,
+        "epochs": round(trainer.state.epoch, 4),
+        "gate_learning_rate": run.gate_learning_rate if model.config.source_gate else None,
+    }
+    record.save_run(trainer, output, Path(run.out), start, sequences, facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""
+Pointer chasing: how many hops can a model of some depth and order follow? `python -m experiments.hops`.
+
+A text lists the edges of a random permutation; questions name a start and a number of hops from 1 to 3. All models are
+trained on all three, one after the other and then together, for the same number of steps, with a learning rate chosen
+out of the same two with one seed. The map shows accuracy for each depth, order and number of hops; `looped` applies
+each standard layer twice, with the same weights.
+"""
+
+import itertools
+from argparse import Namespace
+
+import torch
+from matplotlib import pyplot as plt
+
+from .models import build, parameters, training_flops
+from .runs import Advance, Experiment, best_by, mean_and_spread, parse
+from .synthetic import NAMES as NODE_NAMES
+from .synthetic import accuracy, hops, train
+
+BUDGET = 2.0  # CPU hours
+LAYERS, ORDERS, LOOPED = [1, 2, 3], [1, 2, 3], [1, 2]
+NODES, MOST = 8, 3
+STEPS, BATCH = 4000, 32
+LEARNING_RATES = [2e-3, 4e-3]
+SEEDS = [0, 1, 2]
+ARCHITECTURE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "vocab_size": NODE_NAMES + MOST + 1,
+    "max_position_embeddings": 5 * NODES,
+}
+NAMES = {1: "standard", 2: "order 2", 3: "order 3"}
+
+
+def most_hops(share: float) -> int:
+    """
+    The most hops that are asked for when a share of the training is over: one in its first fifth, one more in every
+    further fifth. Asked for all from the start, no model learned more than one hop in this time.
+    """
+    return min(MOST, 1 + int(5 * share))
+
+
+def one_run(run: dict, advance: Advance) -> dict:
+    model = build(run["variant"], run["layers"], **ARCHITECTURE)
+    drawn = itertools.count()
+    losses = train(
+        model,
+        lambda generator: hops(NODES, most_hops(next(drawn) / run["steps"]), BATCH, generator),
+        run["steps"],
+        run["learning_rate"],
+        run["seed"],
+        advance,
+    )
+    fresh = torch.Generator().manual_seed(10_000 + run["seed"])
+    right = {str(k): accuracy(model, [hops(NODES, MOST, 256, fresh, only=k)]) for k in range(1, MOST + 1)}
+    cost = training_flops(run["variant"], run["layers"], BATCH, 5 * NODES, **ARCHITECTURE)
+    return {
+        "accuracy": right,
+        "mean_accuracy": sum(right.values()) / len(right),
+        "loss": losses,
+        "parameters": parameters(model),
+        "training_flops": run["steps"] * cost,
+    }
+
+
+def main(options: Namespace) -> dict:
+    experiment = Experiment("hops", BUDGET, options)
+    steps, rates, seeds, layers = STEPS, LEARNING_RATES, SEEDS, LAYERS
+    if options.quick:
+        steps, rates, seeds, layers = 10, rates[:1], seeds[:2], LAYERS[:1]
+    cells = [(depth, NAMES[order]) for depth in layers for order in ORDERS]
+    cells += [(depth, "looped") for depth in LOOPED if depth in layers]
+    screen = [
+        {"variant": variant, "layers": depth, "steps": steps, "learning_rate": rate, "seed": seeds[0]}
+        for depth, variant in cells
+        for rate in rates
+    ]
+    records = experiment.run("learning rates", screen, one_run)
+    best = best_by(records, "mean_accuracy", ("layers", "variant"), max).values()
+    records = experiment.run("seeds", [run | {"seed": seed} for seed in seeds for run in best], one_run)
+    report = experiment.finish({"cells": summarise(records)})
+    plot(report, experiment.path.with_suffix(".png"))
+    return report
+
+
+def summarise(records: list[dict]) -> list[dict]:
+    groups: dict[tuple, list[dict]] = {}
+    for record in records:
+        groups.setdefault((record["settings"]["layers"], record["settings"]["variant"]), []).append(record)
+    return [
+        {
+            "layers": layers,
+            "variant": variant,
+            "accuracy": {
+                k: mean_and_spread([record["result"]["accuracy"][k] for record in same])
+                for k in same[0]["result"]["accuracy"]
+            },
+            "learning_rate": same[0]["settings"]["learning_rate"],
+            "parameters": same[0]["result"]["parameters"],
+            "training_flops": same[0]["result"]["training_flops"],
+        }
+        for (layers, variant), same in groups.items()
+    ]
+
+
+def plot(report: dict, path) -> None:
+    cells = report["summary"]["cells"]
+    layers = sorted({cell["layers"] for cell in cells})
+    variants = list(dict.fromkeys(cell["variant"] for cell in cells))
+    figure, axes = plt.subplots(1, MOST + 1, figsize=(3.1 * (MOST + 1) + 1.5, 3.9), layout="constrained")
+    for axis, k in zip(axes, range(1, MOST + 1), strict=False):
+        table = torch.full((len(layers), len(variants)), float("nan"))
+        for cell in cells:
+            place = layers.index(cell["layers"]), variants.index(cell["variant"])
+            table[place] = 100 * cell["accuracy"][str(k)]["mean"]
+            shade = "black" if table[place] > 60 else "white"
+            axis.text(place[1], place[0], f"{table[place]:.0f}", ha="center", va="center", color=shade, fontsize=10)
+        axis.imshow(table, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+        axis.set_xticks(range(len(variants)), variants, rotation=30, ha="right", fontsize=8)
+        axis.set_yticks(range(len(layers)), layers)
+        axis.set_title(f"{k} hop{'s' if k > 1 else ''}", fontsize=10)
+    axes[0].set_ylabel("layers")
+    colours = {"standard": "#555555", "order 2": "#d55e00", "order 3": "#009e73", "looped": "#0072b2"}
+    base = min(cell["training_flops"] for cell in cells)
+    for variant in variants:
+        same = [cell for cell in cells if cell["variant"] == variant]
+        x = [cell["training_flops"] / base for cell in same]
+        y = [100 * sum(each["mean"] for each in cell["accuracy"].values()) / MOST for cell in same]
+        axes[-1].plot(x, y, "o-", color=colours[variant], label=variant, markersize=4)
+    axes[-1].set(xlabel="training FLOPs / one standard layer's", ylim=(0, 103))
+    axes[-1].set_title("all questions, against compute", fontsize=10)
+    axes[-1].legend(fontsize=8, frameon=False)
+    axes[-1].grid(linewidth=0.3)
+    figure.suptitle(f"Pointer chasing among {NODES} nodes: answers right, % (mean of three seeds)", fontsize=10)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(parse(__doc__))

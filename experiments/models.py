@@ -1,0 +1,68 @@
+"""
+The models that the experiments compare: Nexus and its rivals, small, and what a training step of each costs.
+
+Every comparison stands twice. At equal parameters: all variants of one width and depth have the same weights, except
+`unshared` and `wide`. At equal training compute: `training_flops` says what a token costs, so that a rival can be given
+more steps, layers or width.
+"""
+
+import torch
+from torch import nn
+
+from benchmarks import costs
+from nexus_transformers import NexusConfig, NexusForCausalLM
+
+VARIANTS = {
+    "standard": {"attention_order": 1},
+    "order 2": {"attention_order": 2},
+    "order 3": {"attention_order": 3},
+    "order 2, first layer": {"attention_order": [2]},  # filled up with order 1
+    "order 3, first layer": {"attention_order": [3]},
+    "order 2, queries only": {"attention_order": 2, "refine_key": False},
+    "order 2, keys only": {"attention_order": 2, "refine_query": False},
+    "order 2, no source scale": {"attention_order": 2, "normalize_source": False},
+    "order 2, gates from 0": {"attention_order": 2, "source_gate": True},
+    "order 2, unshared": {"attention_order": 2, "share_projections": False},
+    "looped": {"attention_order": 1},  # every layer applied twice in a row, with the same weights
+}
+
+
+def config(variant: str, layers: int, **fields) -> NexusConfig:
+    """The config of a variant, by name or as a list of one order per layer."""
+    nesting = {"attention_order": variant} if isinstance(variant, list) else dict(VARIANTS[variant])
+    order = nesting["attention_order"]
+    if isinstance(order, list):
+        nesting["attention_order"] = order + [1] * (layers - len(order))
+    fields = {"bos_token_id": None, "eos_token_id": None, "rope_theta": 10000.0} | fields
+    return NexusConfig(num_layers=layers, **nesting, **fields)
+
+
+def build(variant: str, layers: int, **fields) -> NexusForCausalLM:
+    model = NexusForCausalLM(config(variant, layers, **fields))
+    if variant == "looped":
+        loop(model.model)
+    return model
+
+
+def loop(decoder: nn.Module, times: int = 2) -> None:
+    """Applies each layer several times in a row. Without a cache: its slots are not counted anew."""
+    decoder.layers = nn.ModuleList(layer for layer in decoder.layers for _ in range(times))
+    decoder.layer_types = [kind for kind in decoder.layer_types for _ in range(times)]
+
+
+def training_flops(variant: str, layers: int, batch: int, length: int, **fields) -> int:
+    """Operations of a forward and a backward pass, attention's included (benchmarks/costs.py)."""
+    layers = 2 * layers if variant == "looped" else layers
+    return costs.flops(config(variant, layers, **fields), batch, length, training=True)["total"]
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def optimizer(model: nn.Module, learning_rate: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
+    """AdamW that decays matrices only: no norms, biases or gates."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))

@@ -1,0 +1,169 @@
+"""
+One layer, several hops: associative recall and induction with one and two layers, `python -m experiments.recall`.
+
+In both tasks the answer stands after an earlier copy of the token that asks for it. Standard attention needs two layers
+for that (one to tell each token what came before it, one to look it up); a layer of order 2 has both in itself. All
+models are 64 wide with 4 heads unless said. A learning rate is chosen for each of them with one seed, out of the same
+three (what is trained longer takes that of the shorter run); then there are three seeds.
+"""
+
+import random
+from argparse import Namespace
+
+import torch
+
+from .models import build, parameters, training_flops
+from .recall_plot import plot, plot_attention
+from .runs import Advance, Experiment, best_by, mean_and_spread, parse
+from .synthetic import IGNORED, SYMBOLS, accuracy, induction, recall, train
+
+BUDGET = 1.5  # CPU hours
+WIDTH, HEADS = 64, 4
+LEARNING_RATES = [2e-3, 4e-3, 8e-3]
+SEEDS = [0, 1, 2]
+# Pairs of recall, and tokens that induction copies: those of the test. Each batch of training draws a number from the
+# smallest to the largest: with a few fixed lengths the copy is always the same distance away, and position is enough.
+TESTED = {"recall": [2, 4, 8, 16, 32], "induction": [8, 16, 32, 64]}
+STEPS = {"recall": 2000, "induction": 1200}
+BATCH = 32
+# Name of the row: variant, layers, width, and by how much longer it is trained.
+ROWS = {
+    "1 layer, standard": ("standard", 1, WIDTH, 1.0),
+    "1 layer, order 2": ("order 2", 1, WIDTH, 1.0),
+    "1 layer, order 3": ("order 3", 1, WIDTH, 1.0),
+    "1 layer, order 2, queries only": ("order 2, queries only", 1, WIDTH, 1.0),
+    "1 layer, order 2, keys only": ("order 2, keys only", 1, WIDTH, 1.0),
+    "1 layer, order 2, unshared": ("order 2, unshared", 1, WIDTH, 1.0),
+    "1 layer, looped": ("looped", 1, WIDTH, 1.0),
+    "1 layer, standard, wider": ("standard", 1, 2 * WIDTH, 1.0),
+    "1 layer, standard, 3 x longer": ("standard", 1, WIDTH, 3.0),
+    "2 layers, standard": ("standard", 2, WIDTH, 1.0),
+    "2 layers, standard, 3 x longer": ("standard", 2, WIDTH, 3.0),
+    "2 layers, order 2": ("order 2", 2, WIDTH, 1.0),
+}
+LONGER = " x longer"  # rows that take the learning rate of the row they prolong
+# Induction is the easier task: a few rows will do.
+INDUCTION_ROWS = ["1 layer, standard", "1 layer, order 2", "1 layer, order 3", "2 layers, standard"]
+SHOWN = ["1 layer, order 2", "1 layer, order 3"]  # whose attention on a solved example is kept, of the first seed
+
+
+def architecture(width: int) -> dict:
+    return {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_attention_heads": HEADS,
+        "vocab_size": 2 * SYMBOLS,
+        "max_position_embeddings": 128,
+    }
+
+
+def settings(task: str, row: str, learning_rate: float, seed: int, quick: bool) -> dict:
+    variant, layers, width, longer = ROWS[row]
+    steps = 5 if quick else STEPS[task]
+    return {
+        "task": task,
+        "row": row,
+        "variant": variant,
+        "layers": layers,
+        "width": width,
+        "steps": round(steps * longer),
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+
+
+def one_run(run: dict, advance: Advance) -> dict:
+    model = build(run["variant"], run["layers"], **architecture(run["width"]))
+    draw, choice = (recall if run["task"] == "recall" else induction), random.Random(run["seed"])
+    tested = TESTED[run["task"]]
+    losses = train(
+        model,
+        lambda generator: draw(choice.randint(tested[0], tested[-1]), BATCH, generator),
+        run["steps"],
+        run["learning_rate"],
+        run["seed"],
+        advance,
+    )
+    fresh = torch.Generator().manual_seed(10_000 + run["seed"])
+    right = {str(size): accuracy(model, [draw(size, 64, fresh) for _ in range(4)]) for size in tested}
+    tokens = (tested[0] + tested[-1]) // 2 * (2 if run["task"] == "induction" else 4)  # in the mean
+    cost = training_flops(run["variant"], run["layers"], BATCH, tokens, **architecture(run["width"]))
+    example = None
+    if run["task"] == "recall" and run["row"] in SHOWN and run["seed"] == SEEDS[0]:
+        example = solved_example(model, fresh)
+    return {
+        "accuracy": right,
+        "mean_accuracy": sum(right.values()) / len(right),
+        "loss": losses,
+        "parameters": parameters(model),
+        "training_flops": run["steps"] * cost,
+        "example": example,
+    }
+
+
+@torch.no_grad()
+def solved_example(model: torch.nn.Module, generator: torch.Generator) -> dict:
+    """One text of four pairs: its tokens (keys A to D, values 1 to 4), the answers, and every attention map of it."""
+    ids, labels = recall(4, 1, generator)
+    model.set_attn_implementation("eager")
+    outputs = model(input_ids=ids, use_cache=False, output_attentions=True)
+    names = {}
+    for number in range(4):
+        names[ids[0, 2 * number].item()] = "ABCD"[number]
+        names.setdefault(ids[0, 2 * number + 1].item(), "1234"[number])
+    known = labels != IGNORED
+    return {
+        "tokens": [names[token] for token in ids[0].tolist()],
+        "right": bool((outputs.logits.argmax(-1) == labels)[known].all()),
+        "levels": [attention[0].mul(100).round().int().tolist() for attention in outputs.attentions],  # H, T, T, in %
+    }
+
+
+def main(options: Namespace) -> dict:
+    experiment = Experiment("recall", BUDGET, options)
+    rates, seeds = LEARNING_RATES, SEEDS
+    if options.quick:
+        rates, seeds = rates[:2], seeds[:2]
+    rows = [("recall", row) for row in ROWS] + [("induction", row) for row in INDUCTION_ROWS]
+    if options.quick:
+        rows = [(task, row) for task, row in rows if row in ("1 layer, standard", "1 layer, order 2")]
+    tuned = [(task, row) for task, row in rows if not row.endswith(LONGER)]
+    screen = [settings(task, row, rate, seeds[0], options.quick) for task, row in tuned for rate in rates]
+    best = best_by(experiment.run("learning rates", screen, one_run), "mean_accuracy", ("task", "row"), max)
+    rate_of = {key: run["learning_rate"] for key, run in best.items()}
+    finals = [
+        settings(task, row, rate_of[task, row.removesuffix(", 3" + LONGER)], seed, options.quick)
+        for seed in seeds
+        for task, row in rows
+    ]
+    records = experiment.run("seeds", finals, one_run)
+    report = experiment.finish(summarise(records))
+    plot(report, experiment.path.with_suffix(".png"))
+    plot_attention(report, experiment.path.with_name("recall_attention.png"))
+    return report
+
+
+def summarise(records: list[dict]) -> dict:
+    """Per task and row: accuracy by size over the seeds, parameters, and training compute over the standard layer's."""
+    summary: dict = {}
+    for record in records:
+        task, row = record["settings"]["task"], record["settings"]["row"]
+        summary.setdefault(task, {}).setdefault(row, []).append(record)
+    for rows in summary.values():
+        base = rows["1 layer, standard"][0]["result"]["training_flops"]
+        for row, same in rows.items():
+            results = [record["result"] for record in same]
+            rows[row] = {
+                "accuracy": {
+                    size: mean_and_spread([result["accuracy"][size] for result in results])
+                    for size in results[0]["accuracy"]
+                },
+                "learning_rate": same[0]["settings"]["learning_rate"],
+                "parameters": results[0]["parameters"],
+                "relative_compute": round(results[0]["training_flops"] / base, 3),
+            }
+    return summary
+
+
+if __name__ == "__main__":
+    main(parse(__doc__))

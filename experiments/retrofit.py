@@ -1,0 +1,199 @@
+"""
+Retrofit: does a pretrained model gain from nesting? `python -m experiments.retrofit`.
+
+SmolLM2-135M-Instruct, converted to order 2 with closed gates, is trained on Shakespeare and on reasoning tasks, beside
+the model it comes from: everything, LoRA adapters, or two scalars per layer (gates; the control has a temperature of
+the queries and one of the keys). Learning rates are chosen by validation loss with one seed, out of as many for each;
+then there are three seeds, at equal steps and at equal training FLOPs. Last come recipes: how best to train the gates.
+
+The stages stand in the order of their importance, and so do the runs in them. Stopped at any time, the results file has
+a summary of what is done by then, and the same command continues.
+"""
+
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+
+from nexus_transformers import NexusConfig
+
+from .retrofit_plot import plot
+from .retrofit_summary import summarise
+from .retrofit_tasks import REASONING, TEXT, prepare, rows
+from .retrofit_training import one_run, step_flops
+from .runs import Experiment, best_by, parse
+
+BUDGET = 4.0  # CPU hours
+STEPS = {"smollm2": 40, "toy": 4}
+BATCH = {TEXT: 1, REASONING: 3}  # rows: a block of 256 tokens, or questions of 84 on average
+SEEDS = [0, 1, 2]
+# What is trained, and the order of the model it is trained in.
+METHODS = {
+    "source, everything": ("everything", 1),
+    "order 2, everything": ("everything", 2),
+    "source, LoRA": ("LoRA", 1),
+    "order 2, LoRA + gates": ("LoRA + gates", 2),
+    "source, temperatures": ("temperatures", 1),
+    "order 2, gates": ("gates", 2),
+}
+# LoRA on the order 2 with gates that stay closed is LoRA on the source: the same function, the same gradients.
+RIVALS = {
+    "order 2, everything": "source, everything",
+    "order 2, LoRA + gates": "source, LoRA",
+    "order 2, gates": "source, temperatures",
+}
+LEARNING_RATES = {
+    "everything": [3e-5, 1e-4, 3e-4],
+    "LoRA": [3e-4, 1e-3, 3e-3],
+    "scalars": [3e-3, 1e-2, 3e-2],
+}
+GATE_RATE = 3e-3  # of gates beside other parameters; recipes vary it
+NESTED, PLAIN = "order 2, everything", "source, everything"
+CORPORA = (TEXT, REASONING)
+
+
+def settings(corpus: str, method: str, rate: float, seed: int, model: str) -> dict:
+    """One run. `rate` is the learning rate of the weights or adapters, or of the scalars where they are alone."""
+    trained, order = METHODS[method]
+    alone = trained in ("gates", "temperatures")
+    return {
+        "corpus": corpus,
+        "method": method,
+        "order": order,
+        "trained": trained,
+        "learning_rate": None if alone else rate,
+        "scalar_learning_rate": rate if alone else GATE_RATE if order > 1 else None,
+        "steps": STEPS[model],
+        "batch": BATCH[corpus],
+        "bf16": True,
+        "seed": seed,
+    }
+
+
+def rates(method: str) -> list[float]:
+    trained, _ = METHODS[method]
+    return LEARNING_RATES["LoRA" if "LoRA" in trained else trained if trained == "everything" else "scalars"]
+
+
+def untrained(corpus: str, order: int) -> dict:
+    fields = {"corpus": corpus, "method": "source" if order == 1 else f"order {order}, gates closed", "order": order}
+    return fields | {"trained": "nothing", "steps": 0, "batch": BATCH[corpus], "seed": 0}
+
+
+def cost(folder: Path, run: dict) -> int:
+    """Operations of one training step."""
+    config = NexusConfig.from_pretrained(folder / "model", attention_order=run["order"])
+    return step_flops(config, run["trained"], rows(folder, run["corpus"], "train"), run["batch"])
+
+
+def equal_compute_steps(steps: int, nested: int, rival: int) -> int:
+    """Steps of the rival that cost what `steps` of the nested model do, each given what one step costs."""
+    return round(steps * nested / rival)
+
+
+def longer(folder: Path, rival: dict, nested: dict) -> dict:
+    """The rival's run with as many steps as cost what the nested model's run does."""
+    steps = equal_compute_steps(nested["steps"], cost(folder, nested), cost(folder, rival))
+    return rival | {"method": f"{rival['method']}, longer", "steps": steps}
+
+
+def recipes(run: dict, layers: int) -> list[dict]:
+    """Changes, one at a time, to a run of the nested model in which everything is trained."""
+    third = layers // 3
+    thirds = {"first": range(third), "middle": range(third, 2 * third), "last": range(2 * third, layers)}
+    changes = {
+        f"{name} third nested": {"order": [2 if layer in nested else 1 for layer in range(layers)]}
+        for name, nested in thirds.items()
+    }
+    changes |= {
+        "gates 3 x faster": {"scalar_learning_rate": GATE_RATE * 3},
+        "gates 3 x slower": {"scalar_learning_rate": GATE_RATE / 3},
+        "gates from 0.03": {"gate_start": 0.03},
+        "gates alone for a third": {"gates_alone": 1 / 3},
+        "order 3": {"order": 3},
+    }
+    return [run | {"method": f"{run['method']}, {name}"} | change for name, change in changes.items()]
+
+
+def finer_rates(run: dict) -> list[dict]:
+    """The source's share of the search for a recipe: learning rates between and beyond those of the sweep."""
+    return [
+        run | {"method": f"{run['method']}, rate x {factor}", "learning_rate": factor * run["learning_rate"]}
+        for factor in (0.5, 0.7, 1.4, 2.0)
+    ]
+
+
+def best(records: list[dict], corpus: str) -> dict:
+    same = [record for record in records if record["settings"]["corpus"] == corpus]
+    return min(same, key=lambda record: record["result"]["validation_loss"])["settings"]
+
+
+class Retrofit:
+    """The experiment's stages."""
+
+    def __init__(self, options: Namespace):
+        self.options = options
+        self.quick = self.options.quick
+        self.model = "toy" if self.quick else "smollm2"
+        self.seeds = SEEDS[:2] if self.quick else SEEDS
+        self.experiment = Experiment("retrofit", BUDGET, self.options)
+        self.folder = prepare(self.model, self.options.out / "toy" if self.quick else None)
+        self.stages: dict[str, list[dict]] = {}
+
+    def stage(self, name: str, wanted: list[dict]) -> list[dict]:
+        try:
+            return self.experiment.run(name, wanted, partial(one_run, str(self.folder)))
+        finally:  # also when it is stopped in the middle
+            self.stages[name] = [record for run in wanted if (record := self.experiment.find(run))]
+            self.experiment.summary = summarise(self.stages, RIVALS)
+            self.experiment.save()
+
+    def run(self) -> dict:
+        sweep = [untrained(corpus, order) for corpus in CORPORA for order in (1, 2)]
+        sweep += [
+            settings(corpus, method, rate, self.seeds[0], self.model)
+            for method in METHODS
+            for corpus in CORPORA
+            for rate in (rates(method)[:2] if self.quick else rates(method))
+        ]
+        records = [each for each in self.stage("learning rates", sweep) if each["settings"]["steps"] > 0]
+        tuned = best_by(records, "validation_loss", ("corpus", "method"))
+        longest = {
+            (corpus, rival): longer(self.folder, tuned[corpus, rival], tuned[corpus, nested])
+            for nested, rival in RIVALS.items()
+            for corpus in CORPORA
+        }
+        wanted = [run | {"seed": seed} for each in (tuned, longest) for seed in self.seeds for run in each.values()]
+        self.stage("equal steps, equal compute", wanted)
+        self.search(tuned, longest)
+        report = self.experiment.finish(summarise(self.stages, RIVALS))
+        plot(report, self.experiment.path.with_suffix(".png"))
+        return report
+
+    def search(self, tuned: dict, longest: dict) -> None:
+        """
+        For the best way to train everything in the nested model with one seed, and as well for that of the source; then
+        the winners with all seeds, at the training FLOPs of the nested one.
+        """
+        layers = NexusConfig.from_pretrained(self.folder / "model").num_layers
+        nested, source = [], []
+        for corpus in CORPORA:
+            nested += recipes(tuned[corpus, NESTED], layers)[-1 if self.quick else 0 :]
+            source += finer_rates(longest[corpus, PLAIN])[-1 if self.quick else 0 :]
+        records = self.stage("recipes", nested + source) + self.stages["equal steps, equal compute"]
+        first = [record for record in records if record["settings"]["seed"] == self.seeds[0]]
+        wanted = []
+        for corpus in CORPORA:
+            winner = best([each for each in first if each["settings"]["method"].startswith(NESTED)], corpus)
+            rival = best([each for each in first if each["settings"]["method"].startswith(f"{PLAIN}, longer")], corpus)
+            fitted = longer(self.folder, rival | {"method": f"{PLAIN}, for the best recipe"}, winner)
+            rival = rival if fitted["steps"] == rival["steps"] else fitted
+            wanted += [run | {"seed": seed} for run in (winner, rival) for seed in self.seeds]
+        self.stage("best recipe", wanted)
+
+
+def main(options: Namespace) -> dict:
+    return Retrofit(options).run()
+
+
+if __name__ == "__main__":
+    main(parse(__doc__))

@@ -1,0 +1,209 @@
+"""
+The runs of an experiment: each is made once, kept in a JSON file as soon as it is done, and spread over the CPU cores.
+
+An experiment says what it wants as a list of settings (JSON objects that determine a run, its seed included) and gets a
+record of each: those that the file has already are not made again, so an interrupted experiment continues where it was.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from datetime import datetime, timezone
+from multiprocessing import Manager, get_context
+from pathlib import Path
+
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchmarks.speed import heading
+
+ROOT = Path(__file__).parent
+RESULTS, QUICK = ROOT / "results", ROOT.parent / ".cache" / "evidence-quick"
+Settings = dict
+Advance = Callable[[float], None]  # takes the share of a run that is done
+
+
+def parse(description: str, names: list[str] | None = None) -> argparse.Namespace:
+    """The command line that all experiments have; with `names` also which of them to run."""
+    parser = argparse.ArgumentParser(description=description.strip(), formatter_class=argparse.RawTextHelpFormatter)
+    if names:
+        parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; by default all")
+    parser.add_argument("--quick", action="store_true", help="toy sizes, to .cache/evidence-quick")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each")
+    parser.add_argument("--out", type=Path, help="folder of the results")
+    options = parser.parse_args()
+    options.out = options.out or (QUICK if options.quick else RESULTS)
+    unknown = [name for name in (options.names if names else []) if name not in names]
+    if unknown:
+        parser.error(f"no experiment {unknown[0]!r}; there are {', '.join(names)}")
+    return options
+
+
+class Experiment:
+    """
+    One experiment's file of runs.
+
+    Args:
+        name: Of the results, NAME.json and NAME.png.
+        budget: CPU hours that all runs together are meant to take; stated in the file beside those they took.
+        options: From `parse`.
+    """
+
+    def __init__(self, name: str, budget: float, options: argparse.Namespace):
+        self.name, self.budget, self.options = name, budget, options
+        self.path = options.out / f"{name}.json"
+        self.summary: dict = {}
+        self.records: list[dict] = []
+        self.heading: dict = {}
+        self.wanted: list[Settings] = []
+        self.pool = self.manager = None
+        self.console = Console(highlight=False)
+        if self.path.exists():
+            try:
+                report = json.loads(self.path.read_text())
+                self.records = report["runs"]
+                self.heading = {key: report[key] for key in ("date", "device", "versions")}
+            except (ValueError, KeyError):
+                sys.exit(f"{self.path} is not a results file of an experiment; move it away and run again.")
+
+    def run(self, stage: str, wanted: list[Settings], function: Callable[[Settings, Advance], dict]) -> list[dict]:
+        """
+        The records of the wanted runs, in their order: {"settings", "result", "cpu_seconds", "date"}.
+
+        `function(settings, advance)` makes one, in a process of its own with one thread, and returns its result.
+        """
+        self.wanted += wanted
+        missing = [settings for settings in wanted if self.find(settings) is None]
+        self.console.print(f"[bold]{self.name}[/]: {stage}, {len(wanted)} runs, {len(missing)} to make")
+        if missing:
+            self.make(stage, missing, function)
+        return [self.find(settings) for settings in wanted]
+
+    def find(self, settings: Settings) -> dict | None:
+        return next((record for record in self.records if record["settings"] == settings), None)
+
+    def make(self, stage: str, missing: list[Settings], function: Callable) -> None:
+        self.heading = heading("cpu")
+        self.heading["device"]["threads"] = 1  # of each worker
+        if self.pool is None:
+            # one for all stages: a process takes seconds to import what it needs
+            self.manager = Manager()
+            self.pool = ProcessPoolExecutor(self.options.workers, get_context("spawn"), start_worker)
+        shares, done = self.manager.dict(), 0
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, MofNCompleteColumn(), console=self.console) as progress:
+            bar = progress.add_task(stage, total=len(missing))
+            pending = {self.pool.submit(make_one, function, each, i, shares): each for i, each in enumerate(missing)}
+            try:
+                while pending:
+                    finished, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        self.records.append(future.result() | {"settings": pending.pop(future)})
+                        done += 1
+                        self.save()
+                    progress.update(bar, completed=max(done, sum(shares.values())))
+            except (Exception, KeyboardInterrupt) as error:
+                kept = f"{done} of {len(missing)} runs are kept in {self.path}; run the same command to continue"
+                stopped = isinstance(error, KeyboardInterrupt | BrokenProcessPool)
+                self.close(at_once=True)
+                if stopped:
+                    sys.exit(f"{self.name} was interrupted; {kept}.")
+                self.console.print(f"{self.name}: a run failed; {kept}.")
+                raise
+
+    def close(self, at_once: bool = False) -> None:
+        """Ends the worker processes, where there are any; `at_once`: in the middle of their runs."""
+        if self.pool is None:
+            return
+        workers = list((self.pool._processes or {}).values())
+        self.pool.shutdown(wait=not at_once, cancel_futures=True)
+        if at_once:
+            for worker in workers:
+                worker.terminate()
+        self.manager.shutdown()
+        self.pool = self.manager = None
+
+    def save(self) -> None:
+        """Writes the file anew. Runs that the experiment no longer wants stay until `finish`."""
+        report = self.heading | {
+            "experiment": self.name,
+            "budget_cpu_hours": self.budget,
+            "cpu_hours": round(sum(record["cpu_seconds"] for record in self.records) / 3600, 3),
+            "summary": self.summary,
+            "runs": self.records,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path.with_suffix(".tmp")
+        unfinished.write_text(dumps(report))
+        unfinished.replace(self.path)
+
+    def finish(self, summary: dict) -> dict:
+        """Keeps the wanted runs and their summary, and returns the report; its date stays that of the last run."""
+        self.close()
+        self.records = [record for record in self.records if record["settings"] in self.wanted]
+        self.summary = summary
+        self.save()
+        report = json.loads(self.path.read_text())
+        self.console.print(f"{self.name}: {report['cpu_hours']} CPU hours (budget {self.budget}), {self.path}")
+        return report
+
+
+def dumps(report: dict) -> str:
+    """JSON with one line per run: a diff shows which runs are new."""
+    runs = ",\n".join("  " + json.dumps(run, allow_nan=False) for run in report["runs"])
+    rest = {key: value for key, value in report.items() if key != "runs"}
+    return json.dumps(rest, indent=1, allow_nan=False)[:-2] + ',\n "runs": [\n' + runs + "\n ]\n}\n"
+
+
+def start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them too: the main process ends them
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def make_one(function: Callable, settings: Settings, number: int, shares: dict) -> dict:
+    last = [0.0]
+
+    def advance(share: float) -> None:
+        if time.monotonic() - last[0] > 1:
+            last[0] = time.monotonic()
+            shares[number] = share
+
+    start = time.process_time()
+    transformers.set_seed(settings["seed"])
+    result = function(settings, advance)
+    shares[number] = 1.0
+    return {
+        "result": result,
+        "cpu_seconds": round(time.process_time() - start, 2),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def best_by(records: list[dict], figure: str, groups: tuple[str, ...], choose: Callable = min) -> dict[tuple, dict]:
+    """For each combination of the settings named in `groups`, the settings of the run with the best figure."""
+    best: dict[tuple, dict] = {}
+    for record in records:
+        key = tuple(hashable(record["settings"][group]) for group in groups)
+        value = record["result"][figure]
+        if key not in best or choose(value, best[key]["result"][figure]) != best[key]["result"][figure]:
+            best[key] = record
+    return {key: record["settings"] for key, record in best.items()}
+
+
+def hashable(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def mean_and_spread(values: list[float]) -> dict:
+    """Mean, smallest and largest over seeds: with three of them a standard deviation would say less."""
+    return {"mean": sum(values) / len(values), "min": min(values), "max": max(values), "seeds": len(values)}

@@ -1,0 +1,29 @@
+"""A little experiment for test_runs.py, to be run as a script: `runs_worker.py OUT SECONDS WISH [WISH ...]`."""
+
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from experiments.runs import Experiment
+
+
+def one_run(run, advance):
+    with open(run["log"], "a") as log:
+        log.write(f"{run['wish']}\n")
+    if run["wish"] == "fail":
+        raise ValueError("this run fails")
+    deadline = time.monotonic() + run["seconds"]
+    while time.monotonic() < deadline:
+        advance(0.5)
+        time.sleep(0.05)
+    return {"length": len(run["wish"])}
+
+
+if __name__ == "__main__":
+    out, seconds, *wishes = sys.argv[1:]
+    experiment = Experiment("little", 0.1, Namespace(out=Path(out), workers=1, quick=False))
+    log = str(Path(out) / "log")
+    wanted = [{"wish": wish, "seed": 0, "seconds": float(seconds), "log": log} for wish in wishes]
+    records = experiment.run("stage", wanted, one_run)
+    experiment.finish({"lengths": [record["result"]["length"] for record in records]})

@@ -1,0 +1,97 @@
+"""Runs are made once, kept as soon as they are done, and continued after an interruption; all in real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.runs import best_by, mean_and_spread
+
+WORKER = Path(__file__).with_name("runs_worker.py")
+
+
+def start(out, *wishes, seconds=0):
+    command = [sys.executable, str(WORKER), str(out), str(seconds), *wishes]
+    environment = os.environ | {"PYTHONPATH": str(WORKER.parents[2])}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run(out, *wishes, status=0):
+    process = start(out, *wishes)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == status, output
+    return output
+
+
+def made(out):
+    return (out / "log").read_text().split()
+
+
+def report(out):
+    return json.loads((out / "little.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_run_is_made_once_and_unwanted_ones_are_dropped_in_the_end(tmp_path):
+    run(tmp_path, "a", "bb")
+    assert made(tmp_path) == ["a", "bb"]
+    assert report(tmp_path)["summary"] == {"lengths": [1, 2]}
+    assert "3 runs, 1 to make" in run(tmp_path, "bb", "ccc", "a")
+    assert made(tmp_path) == ["a", "bb", "ccc"]
+    assert report(tmp_path)["summary"] == {"lengths": [2, 3, 1]}
+    run(tmp_path, "ccc")
+    assert [each["settings"]["wish"] for each in report(tmp_path)["runs"]] == ["ccc"]
+    assert report(tmp_path)["runs"][0].keys() == {"settings", "result", "cpu_seconds", "date"}
+
+
+@pytest.mark.slow
+def test_what_was_done_before_a_failure_is_kept(tmp_path):
+    output = run(tmp_path, "a", "fail", status=1)
+    assert "this run fails" in output
+    assert "1 of 2 runs are kept" in output
+    assert [each["settings"]["wish"] for each in report(tmp_path)["runs"]] == ["a"]
+    run(tmp_path, "a", "bb")
+    assert made(tmp_path) == ["a", "fail", "bb"]
+
+
+@pytest.mark.slow
+def test_an_interrupted_experiment_continues(tmp_path):
+    process = start(tmp_path, "a", "bb", "ccc", seconds=3)
+    while not (tmp_path / "little.json").exists():
+        time.sleep(0.1)
+        assert process.poll() is None, process.stdout.read()
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted; 1 of 3 runs are kept" in output
+    assert "Traceback" not in output
+    process = start(tmp_path, "a", "bb", "ccc", seconds=3)
+    assert "3 runs, 2 to make" in process.communicate(timeout=120)[0]
+    assert report(tmp_path)["summary"] == {"lengths": [1, 2, 3]}
+
+
+def test_a_foreign_file_is_not_overwritten(tmp_path):
+    (tmp_path / "little.json").write_text("mine")
+    assert "is not a results file" in run(tmp_path, "a", status=1)
+    assert (tmp_path / "little.json").read_text() == "mine"
+
+
+def test_best_by():
+    records = [
+        {"settings": {"variant": variant, "rate": rate}, "result": {"loss": loss}}
+        for variant, rate, loss in ((["a"], 1, 3.0), (["a"], 2, 2.0), ("b", 1, 1.0), ("b", 2, 1.5))
+    ]
+    assert best_by(records, "loss", ("variant",)) == {
+        (("a",),): {"variant": ["a"], "rate": 2},
+        ("b",): {"variant": "b", "rate": 1},
+    }
+    assert best_by(records, "loss", ("variant",), max)[("b",)]["rate"] == 2
+
+
+def test_mean_and_spread():
+    assert mean_and_spread([1.0, 2.0, 6.0]) == {"mean": 3.0, "min": 1.0, "max": 6.0, "seeds": 3}

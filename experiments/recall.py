@@ -17,7 +17,7 @@ from .recall_plot import plot, plot_attention
 from .runs import Advance, Experiment, best_by, mean_and_spread, parse
 from .synthetic import IGNORED, SYMBOLS, accuracy, induction, recall, train
 
-BUDGET = 1.5  # CPU hours
+BUDGET = 2.0  # CPU hours
 WIDTH, HEADS = 64, 4
 LEARNING_RATES = [2e-3, 4e-3, 8e-3]
 SEEDS = [0, 1, 2]

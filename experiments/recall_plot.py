@@ -9,17 +9,22 @@ from matplotlib import pyplot as plt
 
 
 def plot(report: dict, path: Path) -> None:
-    colours = dict(zip(report["summary"]["recall"], plt.get_cmap("tab20").colors, strict=False))
+    rows = list(report["summary"]["recall"])
+    colours = dict(zip(rows, plt.get_cmap("tab20").colors, strict=False)) | {"1 layer, order 2": "black"}
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
     titles = {"recall": ("Associative recall", "key/value pairs"), "induction": ("Induction", "tokens to copy")}
     for axis, (task, (title, label)) in zip(axes, titles.items(), strict=False):
-        for row, figures in report["summary"][task].items():
+        for place, (row, figures) in enumerate(report["summary"][task].items()):
             x = [int(size) for size in figures["accuracy"]]
             y = [100 * each["mean"] for each in figures["accuracy"].values()]
             low = [100 * (each["mean"] - each["min"]) for each in figures["accuracy"].values()]
             high = [100 * (each["max"] - each["mean"]) for each in figures["accuracy"].values()]
             style = "--" if "standard" in row or "looped" in row else "-"
-            axis.errorbar(x, y, [low, high], fmt=style, marker="o", markersize=4, color=colours[row], label=row)
+            beside = [
+                size * 1.015**place for size in x
+            ]  # or the bars, from the worst to the best seed, lie on each other
+            axis.plot(beside, y, style, marker="o", markersize=4, color=colours[row], label=row)
+            axis.errorbar(beside, y, [low, high], fmt="none", color=colours[row], linewidth=0.7, alpha=0.7)
         axis.set_xscale("log", base=2)
         axis.set_xticks(x, x)
         axis.set(title=title, xlabel=label, ylabel="answers right, %", ylim=(-3, 103))

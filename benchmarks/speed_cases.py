@@ -91,8 +91,8 @@ class Case:
 
 def cases(preset: str) -> list[Case]:
     """
-    Of "quick" (none compiled: that takes minutes), "targets" (by which Nexus is judged) or "full", which has those of
-    "targets" too. Cases that share models are adjacent.
+    Of "quick" (none compiled: that takes minutes), "targets" (by which Nexus is judged) or "wide": other shapes,
+    lengths and batches, compiled models, bf16. Cases that share models are adjacent.
     """
     whole, stack, everything = "smollm2-135m", "smollm2-135m stack", tuple(VARIANTS)
     if preset == "quick":
@@ -102,16 +102,15 @@ def cases(preset: str) -> list[Case]:
             Case(stack, "train", 1, 256, variants=everything),
             Case(stack, "train checkpointed", 1, 256),
         ]
-    chosen = [
-        Case(whole, "prefill", 1, 512, variants=everything, weight=24, judged=True),
-        Case(whole, "decode", 1, 1024, variants=everything, weight=15, judged=True),
-        # a round of training scatters by 3 %: only many of them tell
-        Case(whole, "train", 1, 512, variants=TRAINED, judged=True, rounds=24),
-        Case(whole, "train checkpointed", 1, 512, variants=(CONTROL, "order 2"), judged=True, rounds=12),
-    ]
     if preset == "targets":
-        return chosen
-    chosen += [
+        return [
+            Case(whole, "prefill", 1, 512, variants=everything, weight=24, judged=True),
+            Case(whole, "decode", 1, 1024, variants=everything, weight=15, judged=True),
+            # a round of training scatters by 3 %: only many of them tell
+            Case(whole, "train", 1, 512, variants=TRAINED, judged=True, rounds=24),
+            Case(whole, "train checkpointed", 1, 512, variants=(CONTROL, "order 2"), judged=True, rounds=12),
+        ]
+    chosen = [
         Case(whole, "prefill", 8, 128, variants=everything, weight=5),
         Case(whole, "decode", 1, 128, variants=everything, weight=5),
         Case(whole, "decode", 8, 1024, variants=everything, weight=5),
@@ -127,9 +126,12 @@ def cases(preset: str) -> list[Case]:
         chosen += [Case(shape, "prefill", 8, length, variants=variants) for length in (128, 512)]
         chosen += [Case(shape, "decode", 1, length, variants=variants) for length in (128, 1024, 4096)]
         chosen += [Case(shape, "decode", 8, 1024, variants=variants)]
-        for task in ("train", "train checkpointed"):
-            chosen += [Case(shape, task, 1, length, variants=variants) for length in (128, 512, 1024)]
-            chosen += [Case(shape, task, 8, 128, variants=variants)]
+        chosen += [Case(shape, "train", 1, length, variants=variants) for length in (128, 512, 1024)]
+        # the larger shapes take long, and their ratios are the same: those of operations
+        for length in (128, 512, 1024) if shape == stack else (512,):
+            chosen += [Case(shape, "train checkpointed", 1, length, variants=variants)]
+        if shape == stack:
+            chosen += [Case(shape, task, 8, 128, variants=variants) for task in ("train", "train checkpointed")]
     return chosen
 
 

@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 
 JUDGED = next(iter(SHAPES))
 # What must hold for the whole SmolLM2 shape, batch 1, float32, eager: name, variant, tasks, length, figure, limit.
-# The length is that of the full preset; another one stands in where it was not measured.
+# The length is that of the targets preset; another one stands in where it was not measured.
 TARGETS = [
     ("order 2, prefill", "order 2", ("prefill",), 512, "ratio_to_bound", 1.03),
     ("order 2, training", "order 2", ("train",), 512, "ratio_to_bound", 1.03),
@@ -152,7 +152,7 @@ def save(report: dict, path: Path) -> None:
 
 
 def show(report: dict, console: Console) -> None:
-    """Prints a table per case, then the targets."""
+    """Prints a table per case, then the targets, if they were measured."""
     cases: dict[str, list[dict]] = {}
     for row in report["rows"]:
         compiled = "compiled" if row["compiled"] else "eager"
@@ -160,6 +160,8 @@ def show(report: dict, console: Console) -> None:
         cases.setdefault(f"{label}, {row['device']}, {row['dtype']}, {compiled}", []).append(row)
     for label, rows in cases.items():
         console.print(case_table(label, rows))
+    if "targets" not in report:
+        return
     title = "Targets (whole SmolLM2 shape, batch 1, float32, eager)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=0)
     for column in ("target", "tokens", "at most", "measured", ""):
@@ -173,7 +175,31 @@ def show(report: dict, console: Console) -> None:
 
 
 def markdown(report: dict) -> str:
-    """The targets as the README shows them."""
+    """The targets as the README shows them, or all cases where no target was measured."""
+    return targets_markdown(report) if "targets" in report else cases_markdown(report)
+
+
+def cases_markdown(report: dict) -> str:
+    """A line per case; of each variant: ratio / bound = how much more than its bound it takes."""
+    cases: dict[tuple[str, ...], dict[str, dict]] = {}
+    for row in report["rows"]:
+        size = f"{row['batch']} x {row['length']}"
+        how = f"{row['dtype']}, {'compiled' if row['compiled'] else 'eager'}"
+        cases.setdefault((row["shape"], row["task"], size, how), {})[row["variant"]] = row
+    variants = [name for name in COLOURS if any(name in rows for rows in cases.values())]
+    lines = [f"| shape | task | batch x tokens | | {' | '.join(variants)} |", "|---" * (4 + len(variants)) + "|"]
+    for case, rows in cases.items():
+        cells = [
+            f"{rows[name]['ratio']:.2f} / {rows[name]['bound']:.2f} = {rows[name]['ratio_to_bound']:.2f}"
+            if name in rows
+            else ""
+            for name in variants
+        ]
+        lines.append(f"| {' | '.join((*case, *cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def targets_markdown(report: dict) -> str:
     lines = ["| beside Llama of the same shape | tokens | aim | measured (quartiles) | |", "|---|---|---|---|---|"]
     for target in report["targets"]:
         bounded, timed = target["figure"] == "ratio_to_bound", target["figure"] in ("ratio", "ratio_to_bound")
@@ -222,7 +248,7 @@ def plot(report: dict, path: Path) -> None:
     if not rows:
         return
     panels = list(dict.fromkeys((row["shape"], row["task"]) for row in rows))
-    columns = min(4, len(panels))  # the full set has four tasks for each shape
+    columns = min(4, len(panels))  # the wide set has four tasks for each shape
     lines = math.ceil(len(panels) / columns)
     size = (1 + 3.6 * columns, 1 + 2.9 * lines)
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")

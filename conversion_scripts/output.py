@@ -27,17 +27,22 @@ from .source import read_json
 
 def check_output(out: Path, source_folder: Path | None) -> None:
     """Raises `ConversionError` if `out` can be no output whatever the options: a link, not ours, in the source."""
-    put_back(out, work_folder(out))
-    if out.is_symlink():
-        raise ConversionError(f"{out}: is a symbolic link; give the folder itself.")
+    check_folder(out)
     if source_folder is not None:
         inner, outer = sorted((out.resolve(), source_folder.resolve()), key=lambda path: -len(path.parts))
         if inner.is_relative_to(outer):
             raise ConversionError(f"{out}: lies within the source folder, or holds it; choose an output beside it.")
-    if out.exists() and not out.is_dir():
-        raise ConversionError(f"{out}: is a file; choose a folder to write to.")
     if is_occupied(out) and not is_our_model(out):
         raise ConversionError(f"{out}: is not empty and is not a Nexus model, so it is not replaced; choose another.")
+
+
+def check_folder(out: Path) -> None:
+    """Raises `ConversionError` if `out` is a link or a file. After a kill between two renames, undoes the first."""
+    put_back(out, work_folder(out))
+    if out.is_symlink():
+        raise ConversionError(f"{out}: is a symbolic link; give the folder itself.")
+    if out.exists() and not out.is_dir():
+        raise ConversionError(f"{out}: is a file; choose a folder to write to.")
 
 
 def is_occupied(out: Path) -> bool:

@@ -10,7 +10,7 @@ import typer
 
 from ..tokenization import CHAT_TEMPLATES, TOKENIZER_FILES, config_fields, save_tokenizer, train_tokenizer
 from .errors import ConversionError
-from .output import is_occupied, put_back, staged_output, work_folder
+from .output import check_folder, is_occupied, staged_output
 from .printing import console
 from .progress import bytes_bar
 
@@ -93,11 +93,7 @@ def read_template(name: str) -> str:
 
 def check_output(out: Path, files: list[Path], overwrite: bool) -> None:
     """Raises `ConversionError` unless `out` is free, or holds a tokenizer and nothing else and may be replaced."""
-    put_back(out, work_folder(out))
-    if out.is_symlink():
-        raise ConversionError(f"{out}: is a symbolic link; give the folder itself.")
-    if out.exists() and not out.is_dir():
-        raise ConversionError(f"{out}: is a file; choose a folder to write to.")
+    check_folder(out)
     if not is_occupied(out):
         return
     if not overwrite:

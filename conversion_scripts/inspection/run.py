@@ -5,7 +5,7 @@ from typing import Any
 
 from ...modeling_nexus import NexusPreTrainedModel
 from ..errors import ConversionError
-from ..output import is_occupied, put_back, staged_output, work_folder
+from ..output import check_folder, is_occupied, staged_output
 from ..progress import spinner
 from .collect import LayerView, check_size, collect
 from .figures import figures, most_changed
@@ -87,11 +87,7 @@ def name_of(model: str | Path) -> str:
 
 def check_output(out: Path) -> None:
     """Raises `ConversionError` unless `out` is free or holds an earlier page and its PNGs, and nothing else."""
-    put_back(out, work_folder(out))
-    if out.is_symlink():
-        raise ConversionError(f"{out}: is a symbolic link; give the folder itself.")
-    if out.exists() and not out.is_dir():
-        raise ConversionError(f"{out}: is a file; choose a folder to write to.")
+    check_folder(out)
     if not is_occupied(out):
         return
     foreign = sorted(path.name for path in out.iterdir() if path.name not in FILES or not path.is_file())

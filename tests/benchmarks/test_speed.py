@@ -105,7 +105,8 @@ def test_bounds_of_a_case_and_verdicts_on_its_rows():
 
 @pytest.mark.slow
 def test_the_quick_preset_runs_and_writes_its_results(tmp_path, capsys):
-    report = speed.main(["--preset", "quick", "--toy", "--device", "cpu", "--seconds", "0.1", "--out", str(tmp_path)])
+    options = ["--preset", "quick", "--toy", "--device", "cpu", "--seconds", "0.1", "--out", str(tmp_path)]
+    report = speed.main(options)["quick"]
     assert json.loads((tmp_path / "speed_quick.json").read_text()) == report
     assert (tmp_path / "speed_quick.png").read_bytes().startswith(b"\x89PNG")
     assert report["device"]["name"] and report["versions"]["torch"] == torch.__version__
@@ -139,8 +140,9 @@ def test_the_list_of_cases_names_each_once(capsys):
     assert speed.main(["--list"]) == {}
     labels = capsys.readouterr().out.replace("\n", " ")
     assert "qwen2.5-1.5b stack, prefill 1 x 4096" in labels
-    full = [case.label for case in speed_cases.cases("full")]
+    full = [case.label for preset in speed.FULL for case in speed_cases.cases(preset)]
     assert len(full) == len(set(full))
+    assert all(label in labels for label in full)
 
 
 @pytest.mark.slow
@@ -180,7 +182,7 @@ def test_what_is_projected_follows_from_the_counts():
 
 def test_several_processes_are_one_report(tmp_path):
     options = ["--preset", "quick", "--toy", "--device", "cpu", "--seconds", "0.01", "--processes", "2"]
-    report = speed.main([*options, "--out", str(tmp_path)])
+    report = speed.main([*options, "--out", str(tmp_path)])["quick"]
     assert report["processes"] == 2
     assert json.loads((tmp_path / "speed_quick.json").read_text()) == report
     assert {row["shape"] for row in report["rows"]} == {"smollm2-135m", "smollm2-135m stack"}
@@ -189,6 +191,22 @@ def test_several_processes_are_one_report(tmp_path):
         assert row["ratio"] == pytest.approx(speed_measure.quartiles(row["ratios"])[1], abs=1e-4)
         assert row["ratio_to_bound"] == pytest.approx(row["ratio"] / row["bound"])
     assert (tmp_path / "speed_quick.md").read_text() == speed_report.markdown(report)
+
+
+def test_a_preset_without_targets_is_a_table_of_its_cases(tmp_path, monkeypatch):
+    some = [
+        speed_cases.Case("smollm2-135m", "decode", 1, 128, variants=("order 2",)),  # near to what a target is judged by
+        speed_cases.Case("smollm2-135m stack", "prefill", 1, 8, "bfloat16", variants=("llama again", "order 2")),
+    ]
+    monkeypatch.setattr(speed, "cases", lambda preset: some)
+    options = ["--preset", "wide", "--toy", "--device", "cpu", "--seconds", "0.01", "--out", str(tmp_path)]
+    report = speed.main(options)["wide"]
+    assert "targets" not in report
+    _, _, decode, prefill = (tmp_path / "speed_wide.md").read_text().splitlines()
+    row = report["rows"][0]
+    assert decode.split(" | ")[3:5] == ["float32, eager", ""]
+    assert f"{row['ratio']:.2f} / {row['bound']:.2f} = {row['ratio_to_bound']:.2f} |" in decode
+    assert prefill.startswith("| smollm2-135m stack | prefill | 1 x 8 | bfloat16, eager | ")
 
 
 def test_the_report_prints_in_eighty_columns(tmp_path):
@@ -206,7 +224,7 @@ def test_the_report_prints_in_eighty_columns(tmp_path):
             "--out",
             str(tmp_path),
         ]
-    )
+    )["quick"]
     console = Console(width=80, record=True, file=open("/dev/null", "w"))
     speed_report.show(report, console)
     assert "…" not in console.export_text()

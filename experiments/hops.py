@@ -80,33 +80,36 @@ def main(options: Namespace) -> dict:
     records = experiment.run("learning rates", screen, one_run)
     best = best_by(records, "mean_accuracy", ("layers", "variant"), max).values()
     records = experiment.run("seeds", [run | {"seed": seed} for seed in seeds for run in best], one_run)
-    report = experiment.finish({"cells": summarise(records)})
+    report = experiment.finish({"models": summarise(records)})
     plot(report, experiment.path.with_suffix(".png"))
     return report
 
 
-def summarise(records: list[dict]) -> list[dict]:
-    groups: dict[tuple, list[dict]] = {}
+def summarise(records: list[dict]) -> dict[str, dict]:
+    """Per model: accuracy by number of hops over the seeds, parameters, and compute over one standard layer's."""
+    groups: dict[str, list[dict]] = {}
     for record in records:
-        groups.setdefault((record["settings"]["layers"], record["settings"]["variant"]), []).append(record)
-    return [
-        {
-            "layers": layers,
-            "variant": variant,
+        layers, variant = record["settings"]["layers"], record["settings"]["variant"]
+        groups.setdefault(f"{layers} layer{'s' if layers > 1 else ''}, {variant}", []).append(record)
+    base = groups["1 layer, standard"][0]["result"]["training_flops"]
+    return {
+        name: {
+            "layers": same[0]["settings"]["layers"],
+            "variant": same[0]["settings"]["variant"],
             "accuracy": {
                 k: mean_and_spread([record["result"]["accuracy"][k] for record in same])
                 for k in same[0]["result"]["accuracy"]
             },
             "learning_rate": same[0]["settings"]["learning_rate"],
             "parameters": same[0]["result"]["parameters"],
-            "training_flops": same[0]["result"]["training_flops"],
+            "relative_compute": round(same[0]["result"]["training_flops"] / base, 3),
         }
-        for (layers, variant), same in groups.items()
-    ]
+        for name, same in groups.items()
+    }
 
 
 def plot(report: dict, path) -> None:
-    cells = report["summary"]["cells"]
+    cells = list(report["summary"]["models"].values())
     layers = sorted({cell["layers"] for cell in cells})
     variants = list(dict.fromkeys(cell["variant"] for cell in cells))
     figure, axes = plt.subplots(1, MOST + 1, figsize=(3.1 * (MOST + 1) + 1.5, 3.9), layout="constrained")
@@ -123,10 +126,9 @@ def plot(report: dict, path) -> None:
         axis.set_title(f"{k} hop{'s' if k > 1 else ''}", fontsize=10)
     axes[0].set_ylabel("layers")
     colours = {"standard": "#555555", "order 2": "#d55e00", "order 3": "#009e73", "looped": "#0072b2"}
-    base = min(cell["training_flops"] for cell in cells)
     for variant in variants:
         same = [cell for cell in cells if cell["variant"] == variant]
-        x = [cell["training_flops"] / base for cell in same]
+        x = [cell["relative_compute"] for cell in same]
         y = [100 * sum(each["mean"] for each in cell["accuracy"].values()) / MOST for cell in same]
         axes[-1].plot(x, y, "o-", color=colours[variant], label=variant, markersize=4)
     axes[-1].set(xlabel="training FLOPs / one standard layer's", ylim=(0, 103))

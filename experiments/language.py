@@ -20,7 +20,7 @@ from .language_report import plot, summarise
 from .models import build, parameters, training_flops
 from .runs import Advance, Experiment, best_by, parse
 
-BUDGET = 5.0  # CPU hours
+BUDGET = 3.5  # CPU hours
 VOCABULARY, LENGTH, BATCH, HELD_OUT_BLOCKS = 1024, 256, 8, 96
 SIZES = {
     "small": {"layers": 4, "hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4},
@@ -28,8 +28,8 @@ SIZES = {
     "toy": {"layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2},
 }
 WIDER = {"hidden_size": 112, "intermediate_size": 300}
-STEPS = {"small": 400, "medium": 600, "toy": 4}  # of the standard model
-LONGER = 5  # times as many steps, to see whether what holds early holds later
+STEPS = {"small": 400, "medium": 400, "toy": 4}  # of the standard model
+LONGER = 3  # times as many steps, to see whether what holds early holds later
 LEARNING_RATES = [2e-3, 4e-3, 8e-3, 1.6e-2]
 SEEDS = [0, 1, 2]
 # The variants with a search of their own, and whose learning rate the others take.

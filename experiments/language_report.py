@@ -81,7 +81,7 @@ def plot(report: dict, path: Path) -> None:
     dots(axes[0][1], summary["map, equal steps"] | standard, "Which layers are nested: equal steps, one seed")
     dots(axes[0][2], summary["map, equal compute"] | standard, "Which layers are nested: equal compute, one seed")
     dots(axes[1][0], summary["finalists"], "Equal compute, three seeds")
-    dots(axes[1][1], summary["longer"], "Five times as long, equal compute, three seeds")
+    dots(axes[1][1], summary["longer"], "Longer, equal compute, three seeds")
     dots(axes[1][2], summary["larger"], "Larger, equal compute, three seeds")
     device = report["device"]["name"]
     figure.suptitle(f"Shakespeare, held-out works; {device}, {report['date'][:10]}", fontsize=10)

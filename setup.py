@@ -51,7 +51,8 @@ setup(
             "parameterized>=0.9",
             "selenium>=4.51",  # clicks through the page of `nexus inspect` in a real browser
         ],
-        "tools": ["peft>=0.21", "trl>=1.16", "lm-eval>=0.4.13", "datasets>=5"],  # that users reach for, and we test
+        # What users reach for, and we test.
+        "tools": ["peft>=0.21", "trl>=1.16", "lm-eval[math]>=0.4.13", "datasets>=5"],
         # Its reasoning tasks. Not in `dev`: a package that it needs, pycosat, comes as source and wants a C compiler.
         "evidence": ["nexus-transformers[gguf,plot]", "peft>=0.21", "reasoning-gym>=0.1.25"],
         "dev": ["nexus-transformers[lint,test,tools]"],

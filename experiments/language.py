@@ -30,7 +30,7 @@ SIZES = {
 WIDER = {"hidden_size": 112, "intermediate_size": 300}
 STEPS = {"small": 400, "medium": 400, "toy": 4}  # of the standard model
 LONGER = 3  # times as many steps, to see whether what holds early holds later
-LEARNING_RATES = [2e-3, 4e-3, 8e-3, 1.6e-2]
+LEARNING_RATES = [1e-3, 2e-3, 4e-3, 8e-3]
 SEEDS = [0, 1, 2]
 # The variants with a search of their own, and whose learning rate the others take.
 TUNED = ["standard", "order 2", "order 2, first layer", "looped"]

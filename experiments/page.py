@@ -31,14 +31,14 @@ def figure(spread: dict | float, digits: int = 3) -> str:
 
 
 def page(results: Path = RESULTS) -> str:
-    """The text of RESULTS.md. An experiment without results is said not to have been run."""
+    """The text of RESULTS.md. What was not run, or not to its end, is said to be so."""
     environment = Environment(
         loader=FileSystemLoader(ROOT), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
     environment.filters |= {"percent": percent, "figure": figure}
-    reports = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
-    reports = {name: report for name, report in reports.items() if report.get("summary")}
-    return environment.get_template("RESULTS.md.j2").render(reports=reports).rstrip() + "\n"
+    started = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+    reports = {name: report for name, report in started.items() if report["summary"]}
+    return environment.get_template("RESULTS.md.j2").render(reports=reports, started=started).rstrip() + "\n"
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from benchmarks import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
+from nexus_transformers.modeling_nexus import rotate
 
 VARIANTS = {
     "standard": {"attention_order": 1},
@@ -24,6 +25,7 @@ VARIANTS = {
     "order 2, gates from 0": {"attention_order": 2, "source_gate": True},
     "order 2, unshared": {"attention_order": 2, "share_projections": False},
     "looped": {"attention_order": 1},  # every layer applied twice in a row, with the same weights
+    "inside heads": {"attention_order": 1},  # another reading of the paper, see `InsideHeads`
 }
 
 
@@ -41,6 +43,9 @@ def build(variant: str, layers: int, **fields) -> NexusForCausalLM:
     model = NexusForCausalLM(config(variant, layers, **fields))
     if variant == "looped":
         loop(model.model)
+    if variant == "inside heads":
+        for layer in model.model.layers:
+            layer.self_attn = InsideHeads(layer.self_attn)
     return model
 
 
@@ -50,10 +55,43 @@ def loop(decoder: nn.Module, times: int = 2) -> None:
     decoder.layer_types = [kind for kind in decoder.layer_types for _ in range(times)]
 
 
+class InsideHeads(nn.Module):
+    """
+    The paper read another way: the inner attention takes the projections instead of the tokens, and needs no weights.
+    The queries of a head attend to the queries of that head, softmax(QQ^T / sqrt(d)) Q, the keys to the keys, and what
+    comes out is brought to the scale of what went in, as Nexus does. For training without a cache or padding.
+    """
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, hidden_states: torch.Tensor, position_embeddings: tuple, *args, **kwargs) -> torch.Tensor:
+        attention = self.attention
+        query, key, value = (
+            attention.heads(projection(hidden_states))  # (B, T, H, d)
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        query, key = (self.refined(each, position_embeddings) for each in (query, key))
+        return attention.o_proj(self.attend(query, key, value, position_embeddings).flatten(2))
+
+    def refined(self, heads: torch.Tensor, position_embeddings: tuple) -> torch.Tensor:
+        mixed = self.attend(heads, heads, heads, position_embeddings)
+        rms, own = ((each.square().mean(-1, keepdim=True) + 1e-6).sqrt() for each in (heads, mixed))
+        return mixed * rms / own
+
+    @staticmethod
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, position_embeddings: tuple) -> torch.Tensor:
+        query, key = (rotate(each, *position_embeddings).transpose(1, 2) for each in (query, key))
+        output = nn.functional.scaled_dot_product_attention(query, key, value.transpose(1, 2), is_causal=True)
+        return output.transpose(1, 2)
+
+
 def training_flops(variant: str, layers: int, batch: int, length: int, **fields) -> int:
     """Operations of a forward and a backward pass, attention's included (benchmarks/costs.py)."""
     layers = 2 * layers if variant == "looped" else layers
-    return costs.flops(config(variant, layers, **fields), batch, length, training=True)["total"]
+    parts = costs.flops(config(variant, layers, **fields), batch, length, training=True)
+    return parts["total"] + (2 * parts["attention"] if variant == "inside heads" else 0)
 
 
 def parameters(model: nn.Module) -> int:

@@ -34,6 +34,7 @@ ROWS = {
     "1 layer, order 2, queries only": ("order 2, queries only", 1, WIDTH, 1.0),
     "1 layer, order 2, keys only": ("order 2, keys only", 1, WIDTH, 1.0),
     "1 layer, order 2, unshared": ("order 2, unshared", 1, WIDTH, 1.0),
+    "1 layer, inside heads": ("inside heads", 1, WIDTH, 1.0),
     "1 layer, looped": ("looped", 1, WIDTH, 1.0),
     "1 layer, standard, wider": ("standard", 1, 2 * WIDTH, 1.0),
     "1 layer, standard, 3 x longer": ("standard", 1, WIDTH, 3.0),

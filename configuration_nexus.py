@@ -29,13 +29,14 @@ QK_NORM_TP_PLANS = {False: {}, True: QK_NORM_TP_PLAN, "across_heads": QK_NORM_AC
 class NexusConfig(PreTrainedConfig):
     r"""
     Shape and switches of a Nexus model (*Nexus: Higher-Order Attention*, arXiv 2512.03377). The defaults are the width
-    and depth of SmolLM2-135M, with every layer nested once.
+    and depth of SmolLM2-135M, with the first layer nested once.
 
     Args:
-        attention_order (`int` or `list[int]`, defaults to 2):
+        attention_order (`int` or `list[int]`, *optional*):
             The order m of each layer's attention: 1 is standard attention, m runs m - 1 inner passes whose output
-            replaces the layer's input as the source of queries and keys. A list gives one order per layer. May be
-            overridden at load: `from_pretrained(..., attention_order=1)`.
+            replaces the layer's input as the source of queries and keys. A list gives one order per layer; by default
+            it is `[2, 1, 1, ...]`, which models language better at equal compute than nesting every layer, as the
+            paper does with 2 (RESULTS.md). May be overridden at load: `from_pretrained(..., attention_order=1)`.
         refine_query (`bool`, defaults to `True`): Queries of level i >= 1 come from the output of level i - 1.
         refine_key (`bool`, defaults to `True`):
             Keys of level i >= 1 come from the output of level i - 1. If off, the keys of all levels coincide and the
@@ -97,7 +98,9 @@ class NexusConfig(PreTrainedConfig):
 
     Example:
         >>> from nexus_transformers import NexusConfig, NexusForCausalLM
-        >>> config = NexusConfig(num_layers=4, attention_order=[2, 1, 1, 1])  # nest the first layer only
+        >>> config = NexusConfig(num_layers=4)
+        >>> config.attention_order
+        [2, 1, 1, 1]
         >>> config.num_hidden_layers  # cache slots: two for the nested layer, one for each of the others
         5
     """
@@ -117,7 +120,7 @@ class NexusConfig(PreTrainedConfig):
     }
 
     # What makes it Nexus
-    attention_order: int | list[int] = 2
+    attention_order: int | list[int] | None = None
     refine_query: bool = True
     refine_key: bool = True
     share_projections: bool = True
@@ -158,6 +161,8 @@ class NexusConfig(PreTrainedConfig):
     classifier_dropout: float | int = 0.1
 
     def __post_init__(self, **kwargs):
+        if self.attention_order is None:
+            self.attention_order = ([2] + [1] * (self.num_layers - 1))[: self.num_layers]
         if self.head_dim is None and self.num_attention_heads > 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.num_key_value_heads is None:
@@ -208,7 +213,7 @@ class NexusConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Called by the constructor, by `save_pretrained` and when a model is built."""
         orders = self.attention_order if isinstance(self.attention_order, list) else [self.attention_order]
-        if any(isinstance(order, bool) or order < 1 for order in orders):
+        if any(order is None or isinstance(order, bool) or order < 1 for order in orders):
             raise ValueError(f"attention_order={self.attention_order}: every order must be an integer of at least 1.")
         if isinstance(self.attention_order, list) and len(self.attention_order) != self.num_layers:
             raise ValueError(

@@ -37,13 +37,15 @@ TUNED = ["standard", "order 2", "order 2, first layer", "looped", "inside heads"
 ABLATION = [
     "order 3",
     "order 3, first layer",
+    "order 2, first layer, queries only",
+    "order 2, first layer, no source scale",
     "order 2, queries only",
     "order 2, keys only",
     "order 2, no source scale",
     "order 2, gates from 0",
     "order 2, unshared",
 ]
-FINAL = ["standard", "order 2", "order 2, first layer", "order 3, first layer"]
+FINAL = ["standard", "order 2", "order 2, first layer"]
 ORDERS = [2, 3]  # of the map
 
 
@@ -135,22 +137,36 @@ def main(options: Namespace) -> dict:
     small, medium = ("toy", "toy") if options.quick else ("small", "medium")
     rates, seeds = (LEARNING_RATES[:2], SEEDS[:2]) if options.quick else (LEARNING_RATES, SEEDS)
     text.prepare(VOCABULARY)
+    stages: dict[str, list[dict]] = {}
+
+    def stage(name: str, wanted: list[dict]) -> list[dict]:
+        """Stopped after any of them, the file has a summary of what is done by then."""
+        stages[name] = experiment.run(name, wanted, one_run)
+        experiment.summary = summarise(stages)
+        experiment.save()
+        return stages[name]
 
     screen = [settings(small, variant, rate) for variant in TUNED for rate in rates]
-    best = best_by(experiment.run("learning rates", screen, one_run), "loss", ("variant",))
-    stages = {}
+    best = best_by(stage("learning rates", screen), "loss", ("variant",))
 
     # what each part of the design is worth, at equal parameters
     variants = TUNED + ABLATION
-    wanted = [settings(small, variant, rate_of(variant, best), seed) for seed in seeds for variant in variants]
-    stages["ablation"] = experiment.run("ablation, equal steps", wanted, one_run)
+    stage("ablation", [settings(small, each, rate_of(each, best), seed) for seed in seeds for each in variants])
 
     # which layers to nest, with one seed: a map
     nested = nestings(SIZES[small]["layers"])
-    for compute in (True, False):
-        wanted = [settings(small, variant, rate_of(variant, best), compute=compute) for variant in nested]
-        name = "map, equal compute" if compute else "map, equal steps"
-        stages[name] = experiment.run(name, wanted, one_run)
+    maps = {
+        name: [settings(small, variant, rate_of(variant, best), compute=compute) for variant in nested]
+        for name, compute in (("map, equal compute", True), ("map, equal steps", False))
+    }
+    stage("map, equal compute", maps["map, equal compute"])
+
+    # longer; and larger, with learning rates scaled by width, as what is best falls with it
+    wanted = [settings(small, each, rate_of(each, best), seed, True, LONGER) for seed in seeds for each in FINAL]
+    stage("longer", wanted)
+    scale = SIZES[small]["hidden_size"] / SIZES[medium]["hidden_size"]
+    wanted = [settings(medium, each, scale * rate_of(each, best), seed, True) for seed in seeds for each in FINAL]
+    stage("larger", wanted)
 
     # the winners of the map and the rivals, at equal compute, three seeds
     ranked = sorted(stages["map, equal compute"], key=lambda record: record["result"]["loss"])
@@ -160,14 +176,8 @@ def main(options: Namespace) -> dict:
     shapes = [{"layers": SIZES[small]["layers"] + 1}, WIDER]  # what else the standard model could spend compute on
     rate = best[("standard",)]["learning_rate"]
     wanted += [settings(small, "standard", rate, seed, True, **shape) for seed in seeds for shape in shapes]
-    stages["finalists"] = experiment.run("finalists, equal compute", wanted, one_run)
-
-    # longer; and larger, with learning rates scaled by width, as what is best falls with it
-    wanted = [settings(small, each, rate_of(each, best), seed, True, LONGER) for seed in seeds for each in FINAL]
-    stages["longer"] = experiment.run("longer, equal compute", wanted, one_run)
-    scale = SIZES[small]["hidden_size"] / SIZES[medium]["hidden_size"]
-    wanted = [settings(medium, each, scale * rate_of(each, best), seed, True) for seed in seeds for each in FINAL]
-    stages["larger"] = experiment.run("larger, equal compute", wanted, one_run)
+    stage("finalists", wanted)
+    stage("map, equal steps", maps["map, equal steps"])
 
     report = experiment.finish(summarise(stages))
     plot(report, experiment.path.with_suffix(".png"))

@@ -22,7 +22,11 @@ def label(run: dict) -> str:
 
 def summarise(stages: dict[str, list[dict]]) -> dict:
     """For each stage and model: held-out bits per byte over the seeds, parameters, and compute over the standard's."""
-    return {stage: by_model(records) for stage, records in stages.items()}
+    summary: dict = {"learning rates": {}}
+    for record in stages["learning rates"]:
+        rates = summary["learning rates"].setdefault(record["settings"]["variant"], {})
+        rates[str(record["settings"]["learning_rate"])] = round(record["result"]["bits_per_byte"], 4)
+    return summary | {stage: by_model(records) for stage, records in stages.items() if stage != "learning rates"}
 
 
 def by_model(records: list[dict]) -> dict:

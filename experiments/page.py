@@ -37,7 +37,7 @@ def page(results: Path = RESULTS) -> str:
     )
     environment.filters |= {"percent": percent, "figure": figure}
     started = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
-    reports = {name: report for name, report in started.items() if report["summary"]}
+    reports = {name: report for name, report in started.items() if report["finished"]}
     return environment.get_template("RESULTS.md.j2").render(reports=reports, started=started).rstrip() + "\n"
 
 

@@ -99,10 +99,15 @@ def longer(folder: Path, rival: dict, nested: dict) -> dict:
 def recipes(run: dict, layers: int) -> list[dict]:
     """Changes, one at a time, to a run of the nested model in which everything is trained."""
     third = layers // 3
-    thirds = {"first": range(third), "middle": range(third, 2 * third), "last": range(2 * third, layers)}
+    parts = {
+        "first layer": range(1),
+        "first third": range(third),
+        "middle third": range(third, 2 * third),
+        "last third": range(2 * third, layers),
+    }
     changes = {
-        f"{name} third nested": {"order": [2 if layer in nested else 1 for layer in range(layers)]}
-        for name, nested in thirds.items()
+        f"{name} nested": {"order": [2 if layer in nested else 1 for layer in range(layers)]}
+        for name, nested in parts.items()
     }
     changes |= {
         "gates 3 x faster": {"scalar_learning_rate": GATE_RATE * 3},

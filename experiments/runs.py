@@ -61,6 +61,7 @@ class Experiment:
         self.name, self.budget, self.options = name, budget, options
         self.path = options.out / f"{name}.json"
         self.summary: dict = {}
+        self.finished = False
         self.records: list[dict] = []
         self.heading: dict = {}
         self.wanted: list[Settings] = []
@@ -135,6 +136,7 @@ class Experiment:
         """Writes the file anew. Runs that the experiment no longer wants stay until `finish`."""
         report = self.heading | {
             "experiment": self.name,
+            "finished": self.finished,
             "budget_cpu_hours": self.budget,
             "cpu_hours": round(sum(record["cpu_seconds"] for record in self.records) / 3600, 3),
             "summary": self.summary,
@@ -149,7 +151,7 @@ class Experiment:
         """Keeps the wanted runs and their summary, and returns the report; its date stays that of the last run."""
         self.close()
         self.records = [record for record in self.records if record["settings"] in self.wanted]
-        self.summary = summary
+        self.summary, self.finished = summary, True
         self.save()
         report = json.loads(self.path.read_text())
         self.console.print(f"{self.name}: {report['cpu_hours']} CPU hours (budget {self.budget}), {self.path}")

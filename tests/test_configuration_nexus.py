@@ -36,8 +36,8 @@ def tiny(**changes) -> NexusConfig:
 
 def test_defaults_that_depend_on_other_fields():
     config = NexusConfig()
-    assert config.layer_orders == [2] * 30
-    assert config.num_hidden_layers == 60
+    assert config.attention_order == config.layer_orders == [2] + [1] * 29
+    assert config.num_hidden_layers == 31
     assert config.num_key_value_heads == config.num_attention_heads == 9
     assert config.head_dim == 576 // 9
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
@@ -126,7 +126,7 @@ def test_rope_keywords_are_folded_into_rope_parameters(keywords, rope_parameters
         ("attention_order", {"attention_order": [True, 2]}),
         ("attention_order", {"attention_order": 2.0}),
         ("attention_order", {"attention_order": "2"}),
-        ("attention_order", {"attention_order": None}),
+        ("attention_order", {"attention_order": [2, None]}),
         ("refine_query=False and refine_key=False", {"refine_query": False, "refine_key": False}),
         (
             "refine_query=False and refine_key=False",

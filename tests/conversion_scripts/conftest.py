@@ -6,6 +6,7 @@ import torch
 import checkpoints
 
 SHAPE = {
+    "attention_order": 2,
     "num_layers": 2,
     "hidden_size": 48,
     "intermediate_size": 64,

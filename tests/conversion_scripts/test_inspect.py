@@ -215,7 +215,7 @@ def test_pngs_show_what_they_should(nexus_folder, tmp_path):
 
 def test_a_page_too_large_for_a_browser_is_refused():
     """With the number of tokens that it can show, which it then does show."""
-    config = NexusConfig(num_layers=80, num_attention_heads=64, hidden_size=8192)
+    config = NexusConfig(attention_order=2, num_layers=80, num_attention_heads=64, hidden_size=8192)
     with pytest.raises(ConversionError, match=r"can show (\d+) tokens") as error:
         check_size(config, 500)
     fit = int(re.search(r"show (\d+) tokens", str(error.value))[1])

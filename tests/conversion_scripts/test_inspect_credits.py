@@ -11,6 +11,7 @@ from nexus_transformers.conversion_scripts.inspection.paths import PathFinder
 
 VOCAB_SIZE = 100
 SHAPE = {
+    "attention_order": 2,
     "num_layers": 2,
     "hidden_size": 48,
     "intermediate_size": 64,

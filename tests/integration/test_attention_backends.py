@@ -13,6 +13,7 @@ from nexus_transformers.modeling_nexus import NexusAttentionCall
 
 ROOT = Path(nexus_transformers.__file__).parent
 SHAPE = {
+    "attention_order": 2,
     "vocab_size": 96,
     "hidden_size": 64,
     "intermediate_size": 48,
@@ -35,7 +36,7 @@ def test_backends_agree_with_eager_on_padded_batches(changes, backend):
     Tolerance 2e-4: orders of summation differ, and logits are of size 10. The length is one at which PyTorch 2.13's own
     flex attention is right on every CPU: with AVX2 it returns NaN at 40, without any code of ours.
     """
-    model = NexusForCausalLM(NexusConfig(**SHAPE, **changes)).eval()
+    model = NexusForCausalLM(NexusConfig(**SHAPE | changes)).eval()
     ids = torch.randint(1, 96, (2, 64))
     mask = torch.ones_like(ids)
     mask[0, :11] = 0
@@ -61,7 +62,7 @@ def test_each_attention_call_is_one_that_serving_engines_recognise():
     model, one integer in its path, `is_causal` not False, and in its own `forward` exactly one call of a local name
     that was assigned from `ALL_ATTENTION_FUNCTIONS.get_interface(...)`, with `scaling=` and `**kwargs` passed on.
     """
-    model = NexusForCausalLM(NexusConfig(**SHAPE, attention_order=[3, 2]))
+    model = NexusForCausalLM(NexusConfig(**SHAPE | {"attention_order": [3, 2]}))
     calls = {name: module for name, module in model.named_modules() if isinstance(module, NexusAttentionCall)}
     assert sorted(call.layer_idx for call in calls.values()) == list(range(model.config.num_hidden_layers))
     for name, call in calls.items():
@@ -107,7 +108,7 @@ def test_the_keywords_of_a_forward_reach_every_attention_call():
         return query.transpose(1, 2), None
 
     AttentionInterface.register("recording_engine", engine)
-    model = NexusForCausalLM(NexusConfig(**SHAPE, attention_order=[2, 1]))
+    model = NexusForCausalLM(NexusConfig(**SHAPE | {"attention_order": [2, 1]}))
     model.set_attn_implementation("recording_engine")
     model(torch.randint(1, 96, (1, 5)), use_cache=False, engine_state="state")
     shapes = (torch.Size([1, 4, 5, 16]), torch.Size([1, 2, 5, 16]), torch.Size([1, 2, 5, 16]))

@@ -77,6 +77,7 @@ def save_model(folder: Path, **changes) -> str:
     name = re.sub(r"[^\w=]+", "-", name)
     torch.manual_seed(0)
     shape = {
+        "attention_order": 2,
         "vocab_size": 64,
         "hidden_size": 32,
         "intermediate_size": 48,

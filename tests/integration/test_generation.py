@@ -7,6 +7,7 @@ from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConf
 from nexus_transformers import NexusConfig, NexusForCausalLM
 
 SHAPE = {
+    "attention_order": 2,
     "vocab_size": 96,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -31,7 +32,7 @@ each_nesting = pytest.mark.parametrize("nesting", NESTINGS.values(), ids=NESTING
 
 def build(seed=0, **changes) -> NexusForCausalLM:
     torch.manual_seed(seed)
-    return NexusForCausalLM(NexusConfig(**SHAPE, **changes)).eval()
+    return NexusForCausalLM(NexusConfig(**SHAPE | changes)).eval()
 
 
 def prompts() -> dict[str, torch.Tensor]:

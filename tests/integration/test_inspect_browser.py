@@ -345,6 +345,7 @@ def test_the_two_hop_path_is_spelled_out(driver, trained, tmp_path):
 def test_closed_gates_are_said_and_open_ones_drawn(driver, tmp_path):
     torch.manual_seed(0)
     config = NexusConfig(
+        attention_order=2,
         num_layers=3,
         num_attention_heads=2,
         hidden_size=32,

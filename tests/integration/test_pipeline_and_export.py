@@ -21,7 +21,7 @@ def build(**changes) -> NexusForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=2,
         initializer_range=0.15,
-        **changes,
+        **{"attention_order": 2} | changes,
     )
     return NexusForCausalLM(config).eval()
 

@@ -72,7 +72,7 @@ class Tester:
 
     def get_config(self) -> NexusConfig:
         fields = {name: getattr(self, name) for name in FIELDS}
-        return NexusConfig(**{"tie_word_embeddings": False, **fields, **self.nexus})
+        return NexusConfig(**{"tie_word_embeddings": False, "attention_order": 2, **fields, **self.nexus})
 
     def prepare_config_and_inputs_for_common(self):
         input_ids = common.ids_tensor([self.batch_size, self.seq_length], self.vocab_size)

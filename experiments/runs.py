@@ -70,7 +70,7 @@ class Experiment:
         if self.path.exists():
             try:
                 report = json.loads(self.path.read_text())
-                self.records = report["runs"]
+                self.records, self.summary = report["runs"], report["summary"]
                 self.heading = {key: report[key] for key in ("date", "device", "versions")}
             except (ValueError, KeyError):
                 sys.exit(f"{self.path} is not a results file of an experiment; move it away and run again.")

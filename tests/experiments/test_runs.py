@@ -55,8 +55,12 @@ def test_what_was_done_before_a_failure_is_kept(tmp_path):
     assert "this run fails" in output
     assert "1 of 2 runs are kept" in output
     assert [each["settings"]["wish"] for each in report(tmp_path)["runs"]] == ["a"]
+    assert (report(tmp_path)["finished"], report(tmp_path)["summary"]) == (False, {})
     run(tmp_path, "a", "bb")
     assert made(tmp_path) == ["a", "fail", "bb"]
+    assert report(tmp_path)["finished"] is True
+    run(tmp_path, "a", "bb", "ccc", "fail", status=1)
+    assert (report(tmp_path)["finished"], report(tmp_path)["summary"]) == (False, {"lengths": [1, 2]})
 
 
 @pytest.mark.slow

@@ -36,7 +36,8 @@ class NexusConfig(PreTrainedConfig):
             The order m of each layer's attention: 1 is standard attention, m runs m - 1 inner passes whose output
             replaces the layer's input as the source of queries and keys. A list gives one order per layer; by default
             it is `[2, 1, 1, ...]`, which models language better at equal compute than nesting every layer, as the
-            paper does with 2 (RESULTS.md). May be overridden at load: `from_pretrained(..., attention_order=1)`.
+            paper does with 2 (see the project's RESULTS.md). May be overridden at load:
+            `from_pretrained(..., attention_order=1)`.
         refine_query (`bool`, defaults to `True`): Queries of level i >= 1 come from the output of level i - 1.
         refine_key (`bool`, defaults to `True`):
             Keys of level i >= 1 come from the output of level i - 1. If off, the keys of all levels coincide and the

@@ -127,7 +127,7 @@ def cases(preset: str) -> list[Case]:
         chosen += [Case(shape, "decode", 1, length, variants=variants) for length in (128, 1024, 4096)]
         chosen += [Case(shape, "decode", 8, 1024, variants=variants)]
         chosen += [Case(shape, "train", 1, length, variants=variants) for length in (128, 512, 1024)]
-        # the larger shapes take long, and their ratios are the same: those of operations
+        # the larger shapes take long
         for length in (128, 512, 1024) if shape == stack else (512,):
             chosen += [Case(shape, "train checkpointed", 1, length, variants=variants)]
         if shape == stack:

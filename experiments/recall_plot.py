@@ -20,9 +20,8 @@ def plot(report: dict, path: Path) -> None:
             low = [100 * (each["mean"] - each["min"]) for each in figures["accuracy"].values()]
             high = [100 * (each["max"] - each["mean"]) for each in figures["accuracy"].values()]
             style = "--" if "standard" in row or "looped" in row else "-"
-            beside = [
-                size * 1.015**place for size in x
-            ]  # or the bars, from the worst to the best seed, lie on each other
+            # side by side, or the bars, from the worst to the best seed, lie on each other
+            beside = [size * 1.015**place for size in x]
             axis.plot(beside, y, style, marker="o", markersize=4, color=colours[row], label=row)
             axis.errorbar(beside, y, [low, high], fmt="none", color=colours[row], linewidth=0.7, alpha=0.7)
         axis.set_xscale("log", base=2)

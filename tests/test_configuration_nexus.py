@@ -199,6 +199,13 @@ def test_an_invalid_config_is_not_saved(tmp_path):
         config.save_pretrained(tmp_path)
 
 
+def test_the_default_order_is_filled_in_once_and_not_left_out_later():
+    config = tiny()
+    config.attention_order = None
+    with pytest.raises(INVALID, match="attention_order=None"):
+        NexusForCausalLM(config)
+
+
 # Every field: saved, and of consequence. The observers below are what a field may change.
 
 

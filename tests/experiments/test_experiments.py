@@ -33,7 +33,7 @@ def test_an_experiment_at_toy_size(name, tmp_path):
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     before = (tmp_path / f"{name}.json").read_bytes()
     again = run(name, "--quick", "--workers", "2", "--out", str(tmp_path))
-    assert "0 to make" not in output.split("\n")[0] and ", 0 to make" in again.split("\n")[0]
+    assert ", 0 to make" not in output.split("\n")[0] and ", 0 to make" in again.split("\n")[0]
     assert (tmp_path / f"{name}.json").read_bytes() == before  # nothing new, not even a date
 
 

@@ -96,17 +96,19 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--variant", choices=[name for name in VARIANTS if VARIANTS[name]], default="order 2")
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
     parser.add_argument("--toy", action="store_true", help="tiny models: tests the profile, measures nothing")
     options = parser.parse_args(arguments)
     transformers.logging.set_verbosity_error()
     console = Console(highlight=False, width=110)
-    case = Case(options.shape, options.task, 1, options.length)
+    case = Case(options.shape, options.task, 1, options.length, options.dtype)
     shape = TOY if options.toy else SHAPES[options.shape]
     rows = measure(case, options.variant, options.repeats, shape, console)
     report = heading("cpu") | {"case": case.label, "variant": options.variant, "repeats": options.repeats, "rows": rows}
-    name = f"speed_profile_{options.task.replace(' ', '_')}_{options.variant.replace(', ', '_').replace(' ', '_')}.json"
+    parts = ["speed_profile", options.task, options.variant] + ["bf16"] * (options.dtype == "bfloat16")
+    name = "_".join(parts).replace(", ", "_").replace(" ", "_") + ".json"
     save(report, options.out / name)
     show(rows, console, f"{options.variant} beside Llama, {case.label}")
     return report

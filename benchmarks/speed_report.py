@@ -264,9 +264,9 @@ def plot(report: dict, path: Path) -> None:
     handles += [plt.Line2D([], [], linestyle="--", marker="_", color="black", label="bound")]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
     device = report["device"]
-    figure.suptitle(
-        f"Nexus beside Llama, {device['name']}, threads: {device['threads']}, {report['date'][:10]}", fontsize=10
-    )
+    case = "float32, batch 1, not compiled"
+    where = f"{device['name']}, threads: {device['threads']}, {report['date'][:10]}"
+    figure.suptitle(f"Nexus beside Llama, {case}; {where}", fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -24,6 +24,7 @@ setup(
     packages=["nexus_transformers" + package for package in PACKAGES],
     package_data={
         "nexus_transformers": ["model_card.md"],
+        "nexus_transformers.conversion_scripts": ["evidence.md"],
         "nexus_transformers.conversion_scripts.inspection": ["page/*"],
     },
     # Lower ends: the oldest that are tested, see constraints-oldest.txt.

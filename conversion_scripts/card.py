@@ -13,6 +13,7 @@ from yaml import YAMLError
 from .errors import ConversionError
 
 TEMPLATE = Path(__file__).parent.parent / "model_card.md"
+EVIDENCE = Path(__file__).parent / "evidence.md"  # made from the experiments' results by `python -m experiments.page`
 PLACEHOLDER = "PATH_OR_REPO_ID"  # in the example of use, until the model has a place on the Hub
 # What the templates of huggingface_hub and Trainer leave for a person to fill in; ours leaves nothing.
 UNFILLED = re.compile(r"\{\{.*?\}\}|\[?more information needed\]?", re.IGNORECASE)
@@ -40,6 +41,7 @@ def write_card(folder: Path, source_folder: Path, report: dict[str, Any]) -> Non
         source_url=f"https://huggingface.co/{name}" if is_hub_id else "#what-was-checked",
         placeholder=PLACEHOLDER,
         license_known=data.license != "unknown",
+        evidence=EVIDENCE.read_text(encoding="utf-8").rstrip(),
         text="real text" if (folder / "tokenizer_config.json").exists() else "random tokens",
         **{key: value for key, value in report.items() if key not in data.to_dict()},
     )

@@ -1,7 +1,7 @@
 """
-RESULTS.md, from the committed results: `python -m experiments.page`. Every figure in it comes out of a JSON file.
+RESULTS.md, and the table that model cards quote, from the committed results: `python -m experiments.page`.
 
-The text is a template, RESULTS.md.j2, in which a figure is named by where it stands in the summary of an experiment.
+Their text is a template, in which every figure is named by where it stands in the summary of an experiment.
 """
 
 import json
@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from .runs import RESULTS, ROOT
 
 PAGE = ROOT.parent / "RESULTS.md"
+EVIDENCE = ROOT.parent / "conversion_scripts" / "evidence.md"
 
 
 def percent(spread: dict | float) -> str:
@@ -23,27 +24,43 @@ def percent(spread: dict | float) -> str:
 
 
 def figure(spread: dict | float, digits: int = 3) -> str:
-    """A number; of several seeds the mean, and from the smallest to the largest."""
+    """A number; of several seeds the mean, and from the smallest to the largest where they differ."""
     if not isinstance(spread, dict):
         return f"{spread:.{digits}f}"
-    mean = f"{spread['mean']:.{digits}f}"
-    return mean if spread["seeds"] == 1 else f"{mean} ({spread['min']:.{digits}f} to {spread['max']:.{digits}f})"
+    mean, low, high = (f"{spread[name]:.{digits}f}" for name in ("mean", "min", "max"))
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def difference(spread: dict) -> str:
+    """A difference with its sign; of several seeds the mean, and from the smallest to the largest."""
+    mean = f"{spread['mean']:+.3f}"
+    return mean if spread["seeds"] == 1 else f"{mean} ({spread['min']:+.3f} to {spread['max']:+.3f})"
 
 
 def page(results: Path = RESULTS) -> str:
     """The text of RESULTS.md. What was not run, or not to its end, is said to be so."""
+    return fill("RESULTS.md.j2", results)
+
+
+def evidence(results: Path = RESULTS) -> str:
+    """The table that model cards quote."""
+    return fill("evidence.md.j2", results)
+
+
+def fill(template: str, results: Path) -> str:
     environment = Environment(
         loader=FileSystemLoader(ROOT), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
-    environment.filters |= {"percent": percent, "figure": figure}
+    environment.filters |= {"percent": percent, "figure": figure, "difference": difference}
     started = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
     reports = {name: report for name, report in started.items() if report["finished"]}
-    return environment.get_template("RESULTS.md.j2").render(reports=reports, started=started).rstrip() + "\n"
+    return environment.get_template(template).render(reports=reports, started=started).strip() + "\n"
 
 
 def main() -> None:
-    PAGE.write_text(page(), encoding="utf-8")
-    print(f"written: {PAGE}")
+    for path, text in ((PAGE, page()), (EVIDENCE, evidence())):
+        path.write_text(text, encoding="utf-8")
+        print(f"written: {path}")
 
 
 if __name__ == "__main__":

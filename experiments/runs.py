@@ -15,7 +15,8 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime, timezone
-from multiprocessing import Manager, get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
@@ -65,7 +66,7 @@ class Experiment:
         self.records: list[dict] = []
         self.heading: dict = {}
         self.wanted: list[Settings] = []
-        self.pool = self.manager = None
+        self.pool = self.shares = None
         self.console = Console(highlight=False)
         if self.path.exists():
             try:
@@ -96,13 +97,14 @@ class Experiment:
         self.heading["device"]["threads"] = 1  # of each worker
         if self.pool is None:
             # one for all stages: a process takes seconds to import what it needs
-            self.manager = Manager()
-            self.pool = ProcessPoolExecutor(self.options.workers, get_context("spawn"), start_worker)
-        shares, done = self.manager.dict(), 0
+            context = get_context("spawn")
+            self.shares = context.SimpleQueue()
+            self.pool = ProcessPoolExecutor(self.options.workers, context, start_worker, (self.shares,))
+        shares, done = {}, 0
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, MofNCompleteColumn(), console=self.console) as progress:
             bar = progress.add_task(stage, total=len(missing))
-            pending = {self.pool.submit(make_one, function, each, i, shares): each for i, each in enumerate(missing)}
+            pending = {self.pool.submit(make_one, function, each, i): each for i, each in enumerate(missing)}
             try:
                 while pending:
                     finished, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
@@ -110,6 +112,9 @@ class Experiment:
                         self.records.append(future.result() | {"settings": pending.pop(future)})
                         done += 1
                         self.save()
+                    while not self.shares.empty():
+                        number, share = self.shares.get()
+                        shares[number] = share
                     progress.update(bar, completed=max(done, sum(shares.values())))
             except (Exception, KeyboardInterrupt) as error:
                 kept = f"{done} of {len(missing)} runs are kept in {self.path}; run the same command to continue"
@@ -129,8 +134,7 @@ class Experiment:
         if at_once:
             for worker in workers:
                 worker.terminate()
-        self.manager.shutdown()
-        self.pool = self.manager = None
+        self.pool = self.shares = None
 
     def save(self) -> None:
         """Writes the file anew. Runs that the experiment no longer wants stay until `finish`."""
@@ -165,25 +169,30 @@ def dumps(report: dict) -> str:
     return json.dumps(rest, indent=1, allow_nan=False)[:-2] + ',\n "runs": [\n' + runs + "\n ]\n}\n"
 
 
-def start_worker() -> None:
+def start_worker(shares: SimpleQueue) -> None:
+    """`shares` takes (number of a run, share of it that is done) to the main process."""
+    global done_shares
+    done_shares = shares
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them too: the main process ends them
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
 
-def make_one(function: Callable, settings: Settings, number: int, shares: dict) -> dict:
+def make_one(function: Callable, settings: Settings, number: int) -> dict:
     last = [0.0]
 
     def advance(share: float) -> None:
         if time.monotonic() - last[0] > 1:
             last[0] = time.monotonic()
-            shares[number] = share
+            if not parent_process().is_alive():  # it was killed: nobody is left to keep the result
+                os._exit(1)
+            done_shares.put((number, share))
 
     start = time.process_time()
     transformers.set_seed(settings["seed"])
     result = function(settings, advance)
-    shares[number] = 1.0
+    done_shares.put((number, 1.0))
     return {
         "result": result,
         "cpu_seconds": round(time.process_time() - start, 2),

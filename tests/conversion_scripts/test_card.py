@@ -1,5 +1,6 @@
 """The model card: valid metadata, facts only, and nothing left to be filled in."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from nexus_transformers.conversion_scripts.card import PLACEHOLDER, card_for_repository, write_card
 from nexus_transformers.conversion_scripts.errors import ConversionError
 
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 REPORT = {
     "nexus_transformers": "0.1.0",
     "date": "2026-11-01T00:00:00+00:00",
@@ -90,6 +92,14 @@ def test_metadata_state_source_licence_and_measured_figures(write):
     for result in data.eval_results:
         assert "not a quality benchmark" in result.task_name
         assert result.verified is None, "that is for the Hub to say"
+
+
+def test_the_card_quotes_what_the_experiments_found(write):
+    text = " ".join(write(REPORT).text.split())
+    recall = json.loads((RESULTS / "recall.json").read_text())["summary"]["recall"]
+    accuracy = 100 * recall["1 layer, order 2"]["accuracy"]["32"]["mean"]
+    assert f"answers right | {accuracy:.0f} % |" in text
+    assert "Not figures of this model" in text
 
 
 def test_without_verification_nothing_is_claimed(write):

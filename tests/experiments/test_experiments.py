@@ -44,8 +44,9 @@ def test_an_unknown_experiment_is_named():
     assert "no experiment 'nonsense'; there are recall, hops" in process.stderr
 
 
-def test_the_page_is_made_of_the_committed_results():
-    assert (ROOT / "RESULTS.md").read_text(encoding="utf-8") == page.page()
+@pytest.mark.parametrize(("path", "text"), [(page.PAGE, page.page), (page.EVIDENCE, page.evidence)])
+def test_the_pages_are_made_of_the_committed_results(path, text):
+    assert path.read_text(encoding="utf-8") == text()
 
 
 def test_the_readme_quotes_the_committed_results():
@@ -92,6 +93,7 @@ def test_a_page_without_results_says_so(tmp_path):
     text = page.page(tmp_path)
     assert text.count("**not run yet**") == 5
     assert "%" not in text  # no figure
+    assert page.evidence(tmp_path).count("not measured") == 1 and "%" not in page.evidence(tmp_path)
 
 
 def test_a_page_says_what_is_unfinished(tmp_path):

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from experiments.runs import best_by, mean_and_spread
@@ -77,6 +78,19 @@ def test_an_interrupted_experiment_continues(tmp_path):
     process = start(tmp_path, "a", "bb", "ccc", seconds=3)
     assert "3 runs, 2 to make" in process.communicate(timeout=120)[0]
     assert report(tmp_path)["summary"] == {"lengths": [1, 2, 3]}
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_experiment_stop(tmp_path):
+    process = start(tmp_path, "a", seconds=600)
+    while not (tmp_path / "log").exists():
+        time.sleep(0.1)
+        assert process.poll() is None, process.stdout.read()
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert workers
+    process.kill()
+    process.communicate(timeout=60)  # ends when nobody has the pipe open any more
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
 
 
 def test_a_foreign_file_is_not_overwritten(tmp_path):

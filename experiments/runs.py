@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from multiprocessing import get_context, parent_process
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from threading import Thread
 
 import torch
 import transformers
@@ -173,6 +174,8 @@ def start_worker(shares: SimpleQueue) -> None:
     """`shares` takes (number of a run, share of it that is done) to the main process."""
     global done_shares
     done_shares = shares
+    # If the main process is killed, nobody is left to keep a result.
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them too: the main process ends them
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -185,8 +188,6 @@ def make_one(function: Callable, settings: Settings, number: int) -> dict:
     def advance(share: float) -> None:
         if time.monotonic() - last[0] > 1:
             last[0] = time.monotonic()
-            if not parent_process().is_alive():  # it was killed: nobody is left to keep the result
-                os._exit(1)
             done_shares.put((number, share))
 
     start = time.process_time()

@@ -1,4 +1,4 @@
-"""A little experiment for test_runs.py, to be run as a script: `runs_worker.py OUT SECONDS WISH [WISH ...]`."""
+"""A little experiment for test_runs.py, to be run as a script: `runs_worker.py OUT WORKERS SECONDS WISH [WISH ...]`."""
 
 import sys
 import time
@@ -21,8 +21,8 @@ def one_run(run, advance):
 
 
 if __name__ == "__main__":
-    out, seconds, *wishes = sys.argv[1:]
-    experiment = Experiment("little", 0.1, Namespace(out=Path(out), workers=1, quick=False))
+    out, workers, seconds, *wishes = sys.argv[1:]
+    experiment = Experiment("little", 0.1, Namespace(out=Path(out), workers=int(workers), quick=False))
     log = str(Path(out) / "log")
     wanted = [{"wish": wish, "seed": 0, "seconds": float(seconds), "log": log} for wish in wishes]
     records = experiment.run("stage", wanted, one_run)

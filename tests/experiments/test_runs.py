@@ -16,8 +16,8 @@ from experiments.runs import best_by, mean_and_spread
 WORKER = Path(__file__).with_name("runs_worker.py")
 
 
-def start(out, *wishes, seconds=0):
-    command = [sys.executable, str(WORKER), str(out), str(seconds), *wishes]
+def start(out, *wishes, seconds=0, workers=1):
+    command = [sys.executable, str(WORKER), str(out), str(workers), str(seconds), *wishes]
     environment = os.environ | {"PYTHONPATH": str(WORKER.parents[2])}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -82,12 +82,12 @@ def test_an_interrupted_experiment_continues(tmp_path):
 
 @pytest.mark.slow
 def test_workers_of_a_killed_experiment_stop(tmp_path):
-    process = start(tmp_path, "a", seconds=600)
+    process = start(tmp_path, "a", seconds=600, workers=2)  # one of them idle
     while not (tmp_path / "log").exists():
         time.sleep(0.1)
         assert process.poll() is None, process.stdout.read()
     workers = psutil.Process(process.pid).children(recursive=True)
-    assert workers
+    assert len(workers) >= 2
     process.kill()
     process.communicate(timeout=60)  # ends when nobody has the pipe open any more
     assert psutil.wait_procs(workers, timeout=30)[1] == []

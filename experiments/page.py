@@ -23,18 +23,12 @@ def percent(spread: dict | float) -> str:
     return f"{100 * spread['mean']:.0f} %" + (f" ({low:.0f} to {high:.0f})" if high - low >= 1 else "")
 
 
-def figure(spread: dict | float, digits: int = 3) -> str:
-    """A number; of several seeds the mean, and from the smallest to the largest where they differ."""
+def figure(spread: dict | float, digits: int = 3, sign: str = "-") -> str:
+    """A number, positive ones too with a sign of "+"; of several seeds the mean, and the extremes where they differ."""
     if not isinstance(spread, dict):
-        return f"{spread:.{digits}f}"
-    mean, low, high = (f"{spread[name]:.{digits}f}" for name in ("mean", "min", "max"))
+        return f"{spread:{sign}.{digits}f}"
+    mean, low, high = (f"{spread[name]:{sign}.{digits}f}" for name in ("mean", "min", "max"))
     return mean if low == high else f"{mean} ({low} to {high})"
-
-
-def difference(spread: dict) -> str:
-    """A difference with its sign; of several seeds the mean, and from the smallest to the largest."""
-    mean = f"{spread['mean']:+.3f}"
-    return mean if spread["seeds"] == 1 else f"{mean} ({spread['min']:+.3f} to {spread['max']:+.3f})"
 
 
 def page(results: Path = RESULTS) -> str:
@@ -51,7 +45,7 @@ def fill(template: str, results: Path) -> str:
     environment = Environment(
         loader=FileSystemLoader(ROOT), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
-    environment.filters |= {"percent": percent, "figure": figure, "difference": difference}
+    environment.filters |= {"percent": percent, "figure": figure}
     started = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
     reports = {name: report for name, report in started.items() if report["finished"]}
     return environment.get_template(template).render(reports=reports, started=started).strip() + "\n"

@@ -130,6 +130,8 @@ def train(model: nn.Module, scalars: list[nn.Parameter], examples: list[Row], ru
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+        # Trainer left autocast in the model's forward: measuring would be in bfloat16, unlike that of the source
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return follow.curve
 
 

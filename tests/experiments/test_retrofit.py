@@ -196,6 +196,19 @@ def test_a_run_trains_what_it_says_and_nothing_else(toy, method, count, monkeypa
     assert 0 <= result["mean_accuracy"] <= 1 and result["accuracy"].keys() == TASKS.keys()
 
 
+@pytest.mark.parametrize("method", ["source, everything", "source, temperatures", "order 2, LoRA + gates"])
+def test_what_was_trained_in_bfloat16_is_measured_in_float32(toy, method):
+    run = retrofit.settings(TEXT, method, 1e-2, 0, "toy")
+    model, scalars = make_trainable(load(toy, run["order"]), run["trained"])
+    retrofit_training.train(model, scalars, rows(toy, TEXT, "train"), run, lambda share: None)
+    fresh, _ = make_trainable(load(toy, run["order"]), run["trained"])
+    fresh.load_state_dict(model.state_dict())
+    measured, expected = (measure(each, rows(toy, TEXT, "test"))[0] for each in (model, fresh))
+    assert measured == expected
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert measure(fresh, rows(toy, TEXT, "test"))[0] != expected, "the comparison would notice"
+
+
 def test_gates_may_go_first_and_have_a_rate_of_their_own(toy):
     run = retrofit.settings(TEXT, "order 2, everything", 1e-4, 0, "toy") | {"steps": 30, "gates_alone": 1 / 3}
     model, scalars = make_trainable(load(toy, 2), "everything")

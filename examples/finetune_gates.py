@@ -14,8 +14,10 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
+from huggingface_hub import ModelCard
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers.utils import cached_file
 
 
 def documents() -> tuple[list[str], list[str]]:
@@ -57,6 +59,19 @@ def plot_gates(gates: dict[str, float], losses: tuple[float, float], file: Path)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=150)
+
+
+def write_card(model: str, out: Path, title: str, trained: str) -> None:
+    """The model's own card with the new title, and with what was trained in place of what was checked before that."""
+    file = cached_file(model, "README.md", _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return
+    card = ModelCard.load(file)
+    card.data.model_name = card.data.eval_results = None  # figures of the model before
+    _, *sections = card.text.split("\n## ")
+    kept = [section for section in sections if not section.startswith("What was checked")]
+    card.text = "\n## ".join([f"# {title}\n\n{trained}\n", *kept])
+    card.save(out / "README.md")
 
 
 def main() -> None:
@@ -109,6 +124,13 @@ def main() -> None:
     console.print(f"held-out loss {before:.4f} -> {after:.4f} nats/token, {len(gates)} parameters trained")
     result = {"loss_before": before, "loss_after": after, "steps": args.steps, "gates": gates}
     (args.out / "finetune_gates.json").write_text(json.dumps(result, indent=2) + "\n")
+    trained = (
+        f"Its {len(gates)} gates alone were trained, for {args.steps} steps of {args.batch} x {args.length} tokens of "
+        f"Python's documentation; all other weights are those it had. In this one run the loss on held-out documents, "
+        f"{len(trainer.eval_dataset)} x {args.length} tokens, went from {before:.4f} to {after:.4f} nats per token. "
+        "`finetune_gates.json` has every gate."
+    )
+    write_card(args.model, args.out, f"{Path(args.model).resolve().name}, gates trained", trained)
     if args.plot:
         plot_gates(gates, (before, after), args.plot)
 

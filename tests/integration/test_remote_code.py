@@ -10,6 +10,7 @@ import torch
 import nexus_transformers
 from isolated import run_isolated
 from nexus_transformers import NexusConfig, NexusForCausalLM
+from nexus_transformers.conversion_scripts.card import EVIDENCE, card_for_repository
 from nexus_transformers.conversion_scripts.convert import convert
 
 ROOT = Path(nexus_transformers.__file__).parent
@@ -129,6 +130,11 @@ print(json.dumps(sorted(module for module in sys.modules if module.startswith("n
     assert all(value != 0 for value in result["gates"].values()), "every gate was trained"
     assert plot.stat().st_size > 10_000
     assert (tmp_path / "tuned" / "modeling_nexus.py").exists()
+    card = card_for_repository(tmp_path / "tuned", "someone/tuned").decode()  # fit to be pushed
+    assert "# model, gates trained" in card and "someone/tuned" in card
+    assert f"from {result['loss_before']:.4f} to {result['loss_after']:.4f} nats" in card
+    assert EVIDENCE.read_text().rstrip() in card
+    assert "computes exactly the function" not in card and "negative control" not in card and "model-index" not in card
 
     before, after = (
         NexusForCausalLM.from_pretrained(tmp_path / "model"),

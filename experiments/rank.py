@@ -23,7 +23,7 @@ from .models import build, parameters, training_flops
 from .runs import Advance, Experiment, best_by, mean_and_spread, parse
 from .synthetic import SYMBOLS, accuracy, marker, recall, train
 
-BUDGET = 0.8  # CPU hours
+BUDGET = 1.0  # CPU hours
 HEADS, PAIRS, BATCH = 4, 8, 32
 VARIANTS = ["standard", "order 2", "order 3"]
 WIDTHS = {"standard": [16, 32, 64, 128], "order 2": [16, 32, 64], "looped": [16, 64], "order 3": [16, 32]}
@@ -169,7 +169,7 @@ def plot(report: dict, path) -> None:
     lengths = sorted({row["length"] for row in report["summary"]["marker"]})
     figure, axes = plt.subplots(1, 2 + len(lengths), figsize=(5 * (2 + len(lengths)) * 0.8, 3.8), layout="constrained")
     titles = {
-        "context_rank": "Rank over contexts of the logits\nbetween tokens that stay the same",
+        "context_rank": "Rank over contexts of the logits\nbetween tokens that stay the same (at most 135)",
         "logit_rank": "Rank of the logits of one text\n(head_dim 16)",
     }
     colours = {"standard": "#555555", "order 2": "#d55e00", "order 3": "#009e73", "looped": "#0072b2"}
@@ -186,21 +186,21 @@ def plot(report: dict, path) -> None:
     axes[0].legend(fontsize=8, frameon=False)
     for axis, length in zip(axes[2:], lengths, strict=True):
         rows = [row for row in report["summary"]["marker"] if row["length"] == length]
-        for variant in dict.fromkeys(row["variant"] for row in rows):
+        for place, variant in enumerate(dict.fromkeys(row["variant"] for row in rows)):
             points = [row for row in rows if row["variant"] == variant]
             means = [100 * row["accuracy"]["mean"] for row in points]
             low = [100 * (row["accuracy"]["mean"] - row["accuracy"]["min"]) for row in points]
             high = [100 * (row["accuracy"]["max"] - row["accuracy"]["mean"]) for row in points]
-            widths = [row["width"] for row in points]
+            widths = [row["width"] * 1.04**place for row in points]  # side by side, or one hides the other
             axis.errorbar(widths, means, [low, high], fmt="o-", color=colours[variant], label=variant, markersize=4)
         axis.set_xscale("log", base=2)
         ticks = sorted({row["width"] for row in rows})
         axis.set_xticks(ticks, ticks)
-        axis.set_ylim(-3, 103)
+        axis.set_ylim(-3, 106)
         axis.set_xlabel("width of the one layer")
         axis.set_title(f"The token after the marker,\n{length} tokens: answers right, %", fontsize=9)
         axis.grid(linewidth=0.3)
-        axis.legend(fontsize=8, frameon=False)
+        axis.legend(fontsize=8, frameon=False, loc="upper right", bbox_to_anchor=(1, 0.93))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -41,10 +41,8 @@ def plot(report: dict, path: Path) -> None:
     plt.close(figure)
 
 
-def plot_attention(report: dict, path: Path) -> None:
+def plot_attention(example: dict, path: Path) -> None:
     """Each level and head of one layer of order 2 on one text."""
-    shown = [run for run in report["runs"] if run["result"]["example"] and run["settings"]["variant"] == "order 2"]
-    example = shown[-1]["result"]["example"]
     levels, heads = len(example["levels"]), len(example["levels"][0])
     figure, axes = plt.subplots(levels, heads, figsize=(3.1 * heads, 3.2 * levels), layout="constrained")
     tokens = example["tokens"]

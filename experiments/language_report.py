@@ -9,6 +9,7 @@ from .runs import mean_and_spread
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+RATES = "learning rates"  # ends the name of a stage that chooses them
 STANDARD, NESTED, RIVAL = "#555555", "#d55e00", "#0072b2"
 
 
@@ -22,11 +23,18 @@ def label(run: dict) -> str:
 
 def summarise(stages: dict[str, list[dict]]) -> dict:
     """For each stage and model: held-out bits per byte over the seeds, parameters, and compute over the standard's."""
-    summary: dict = {"learning rates": {}}
-    for record in stages["learning rates"]:
-        rates = summary["learning rates"].setdefault(record["settings"]["variant"], {})
+    return {
+        stage: by_rate(records) if stage.endswith(RATES) else by_model(records) for stage, records in stages.items()
+    }
+
+
+def by_rate(records: list[dict]) -> dict:
+    """Held-out bits per byte of one seed, by variant and learning rate."""
+    summary: dict = {}
+    for record in records:
+        rates = summary.setdefault(record["settings"]["variant"], {})
         rates[str(record["settings"]["learning_rate"])] = round(record["result"]["bits_per_byte"], 4)
-    return summary | {stage: by_model(records) for stage, records in stages.items() if stage != "learning rates"}
+    return summary
 
 
 def by_model(records: list[dict]) -> dict:
@@ -77,13 +85,30 @@ def dots(axis, summary: dict, title: str) -> None:
     axis.set_xlabel("held-out bits per byte", fontsize=8)
 
 
+def nestings(axis, summary: dict, standard: float) -> None:
+    """A map: which layers are nested x the order that they have, coloured by how far it is from the standard model."""
+    orders = sorted({name.replace("1", "").strip()[0] for name in summary})
+    rows = list(dict.fromkeys(name.replace(orders[-1], orders[0]) for name in summary))
+    values = [[summary[row.replace(orders[0], order)]["bits_per_byte"]["mean"] for order in orders] for row in rows]
+    reach = max(abs(value - standard) for row in values for value in row)
+    axis.imshow(values, cmap="RdBu_r", vmin=standard - reach, vmax=standard + reach, aspect="auto")
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            dark = abs(value - standard) > 0.6 * reach
+            axis.text(x, y, f"{value:.3f}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    axis.set_xticks(range(len(orders)), [f"order {order}" for order in orders], fontsize=8)
+    axis.set_yticks(range(len(rows)), [row.replace(orders[0], "n") for row in rows], fontsize=8)
+    axis.set_xlabel(f"n: nested; blue: fewer bits per byte than standard, {standard:.3f}", fontsize=8)
+
+
 def plot(report: dict, path: Path) -> None:
     summary = report["summary"]
     figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
     dots(axes[0][0], summary["ablation"], "Equal parameters and steps, three seeds")
-    standard = {"standard": summary["ablation"]["standard"]}
-    dots(axes[0][1], summary["map, equal steps"] | standard, "Which layers are nested: equal steps, one seed")
-    dots(axes[0][2], summary["map, equal compute"] | standard, "Which layers are nested: equal compute, one seed")
+    standard = summary["ablation"]["standard"]["bits_per_byte"]["mean"]
+    for axis, stage in zip(axes[0][1:], ("map, equal steps", "map, equal compute"), strict=True):
+        nestings(axis, summary[stage], standard)
+        axis.set_title(f"Which layers are nested{stage.removeprefix('map')}, one seed", fontsize=9)
     dots(axes[1][0], summary["finalists"], "Equal compute, three seeds")
     dots(axes[1][1], summary["longer"], "Longer, equal compute, three seeds")
     dots(axes[1][2], summary["larger"], "Larger, equal compute, three seeds")
@@ -91,29 +116,33 @@ def plot(report: dict, path: Path) -> None:
     figure.suptitle(f"Shakespeare, held-out works; {device}, {report['date'][:10]}", fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    curves(axis, report["runs"], summary["longer"])
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
+    curves(axes[0], report["runs"], summary["finalists"], "Training loss at equal compute")
+    curves(axes[1], report["runs"], summary["longer"], "Longer")
     figure.savefig(path.with_name(f"{path.stem}_curves.png"), dpi=110)
     plt.close(figure)
 
 
-def curves(axis, runs: list[dict], longer: dict) -> None:
-    """Training loss against training FLOPs of the long runs, mean of the seeds."""
-    groups: dict[str, list[dict]] = {}
-    steps = {figures["steps"] for figures in longer.values()}
-    for run in runs:
-        name = label(run["settings"])
-        figures = longer.get(name)
-        if figures and run["settings"]["steps"] in steps and run["result"]["parameters"] == figures["parameters"]:
-            groups.setdefault(name, []).append(run)
-    styles = iter(("-", "--", "-.", ":") * 3)
-    for name, same in groups.items():
+def curves(axis, runs: list[dict], stage: dict, title: str) -> None:
+    """Training loss against training FLOPs, mean of the seeds."""
+    colours = plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]
+    for (name, figures), shade in zip(stage.items(), colours, strict=False):
+        same = [run for run in runs if is_of(run, name, figures)]
         points = [[value for _, value in run["result"]["curve"]] for run in same]
         count = min(map(len, points))
         mean = [sum(each[i] for each in points) / len(points) for i in range(count)]
-        share = [(i + 1) / count * same[0]["result"]["training_flops"] for i in range(count)]
-        axis.plot(share[2:], mean[2:], next(styles), color=colour(name), label=name, linewidth=1.2)
+        share = [(i + 1) / count * figures["training_flops"] for i in range(count)]
+        style = "--" if name.startswith("standard") else "-"
+        axis.plot(share[2:], mean[2:], style, color=shade, label=name, linewidth=1.3)
     axis.set(xlabel="training FLOPs", ylabel="training loss, nats per token")
-    axis.set_title("Training loss at equal compute", fontsize=9)
+    axis.set_title(title, fontsize=9)
     axis.grid(linewidth=0.3)
     axis.legend(fontsize=8, frameon=False)
+
+
+def is_of(run: dict, name: str, figures: dict) -> bool:
+    """Whether the run is one of those that the summary's `figures` of a model are the mean of."""
+    named = label(run["settings"]) == name.removesuffix(", deeper").removesuffix(", wider")
+    result = run["result"]
+    alike = all(run["settings"][key] == figures[key] for key in ("learning_rate", "steps"))
+    return named and alike and all(result[key] == figures[key] for key in ("parameters", "training_flops"))

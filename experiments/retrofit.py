@@ -3,8 +3,9 @@ Retrofit: does a pretrained model gain from nesting? `python -m experiments.retr
 
 SmolLM2-135M-Instruct, converted to order 2 with closed gates, is trained on Shakespeare and on reasoning tasks, beside
 the model it comes from: everything, LoRA adapters, or two scalars per layer (gates; the control has a temperature of
-the queries and one of the keys). Learning rates are chosen by validation loss with one seed, out of as many for each;
-then there are three seeds, at equal steps and at equal training FLOPs. Last come recipes: how best to train the gates.
+the queries and one of the keys). Learning rates are chosen by validation loss with one seed, out of as many for the
+nested model as for its rival; then there are three seeds, at equal steps and at equal training FLOPs. Last come
+recipes: how best to train the gates.
 
 The stages stand in the order of their importance, and so do the runs in them. Stopped at any time, the results file has
 a summary of what is done by then, and the same command continues.
@@ -22,7 +23,7 @@ from .retrofit_tasks import REASONING, TEXT, prepare, rows
 from .retrofit_training import one_run, step_flops
 from .runs import Experiment, best_by, parse
 
-BUDGET = 4.0  # CPU hours
+BUDGET = 4.5  # CPU hours
 STEPS = {"smollm2": 40, "toy": 4}
 BATCH = {TEXT: 1, REASONING: 3}  # rows: a block of 256 tokens, or questions of 84 on average
 SEEDS = [0, 1, 2]
@@ -43,8 +44,8 @@ RIVALS = {
 }
 LEARNING_RATES = {
     "everything": [3e-5, 1e-4, 3e-4],
-    "LoRA": [3e-4, 1e-3, 3e-3],
-    "scalars": [3e-3, 1e-2, 3e-2],
+    "LoRA": [3e-4, 1e-3, 3e-3, 1e-2],
+    "scalars": [3e-3, 1e-2, 3e-2, 1e-1],
 }
 GATE_RATE = 3e-3  # of gates beside other parameters; recipes vary it
 NESTED, PLAIN = "order 2, everything", "source, everything"

@@ -1,0 +1,113 @@
+"""What RESULTS.md says in words, "better" and "no better", is what the committed figures say."""
+
+import json
+
+import pytest
+
+from experiments import page
+
+PAGE = " ".join(page.PAGE.read_text(encoding="utf-8").split())
+SUMMARIES = {path.stem: json.loads(path.read_text())["summary"] for path in page.RESULTS.glob("*.json")}
+RECALL = {row: figures["accuracy"]["32"] for row, figures in SUMMARIES["recall"]["recall"].items()}
+INDUCTION = {row: figures["accuracy"]["64"] for row, figures in SUMMARIES["recall"]["induction"].items()}
+HOPS = {
+    hops: {row: figures["accuracy"][hops] for row, figures in SUMMARIES["hops"]["models"].items()} for hops in "123"
+}
+RANKS = SUMMARIES["rank"]["ranks"]
+MARKER = {(row["variant"], row["width"], row["length"]): row["accuracy"] for row in SUMMARIES["rank"]["marker"]}
+LANGUAGE = {
+    stage: {name: figures["bits_per_byte"] for name, figures in models.items()}
+    for stage, models in SUMMARIES["language"].items()
+    if stage != "learning rates"
+}
+ABLATION, FINALISTS, LONGER, LARGER = (LANGUAGE[stage] for stage in ("ablation", "finalists", "longer", "larger"))
+MAP = LANGUAGE["map, equal compute"]
+STANDARD = ABLATION["standard"]
+LATER = [" ".join("n" if layer == nested else "1" for layer in range(4)) for nested in (1, 2, 3)]
+
+
+def above(one, other):
+    """Every seed of the one is better than every seed of the other."""
+    return one["min"] > other["max"]
+
+
+CLAIMS = {
+    # 1
+    "Twice the width": all(
+        above(RECALL["1 layer, order 2"], RECALL[rival])
+        for rival in ("1 layer, standard, wider", "1 layer, standard, 3 x longer", "1 layer, looped")
+    ),
+    "The refined *keys* do it": above(RECALL["1 layer, order 2, keys only"], RECALL["1 layer, order 2, queries only"]),
+    "it was not learned": RECALL["1 layer, order 2, unshared"]["max"] < 0.1,
+    "does not do it": RECALL["1 layer, inside heads"]["max"] < 0.1,
+    "two layers of order 2": RECALL["2 layers, order 2"]["mean"] < RECALL["1 layer, order 2"]["mean"],
+    "is learned better by two standard layers": above(INDUCTION["2 layers, standard"], INDUCTION["1 layer, order 2"])
+    and above(INDUCTION["1 layer, order 2"], INDUCTION["1 layer, standard"]),
+    # 2
+    "standard attention follows no hop": HOPS["1"]["1 layer, standard"]["max"] < 0.15,
+    "follow one": all(HOPS["1"][f"1 layer, {each}"]["min"] > 0.99 for each in ("order 2", "order 3", "looped")),
+    "Order 3 is nowhere better than order 2": all(
+        not above(figures[f"{layers}, order 3"], figures[f"{layers}, order 2"])
+        for figures in HOPS.values()
+        for layers in ("1 layer", "2 layers", "3 layers")
+    ),
+    "three layers of order 2": HOPS["2"]["3 layers, order 2"]["mean"] < HOPS["2"]["2 layers, order 2"]["mean"],
+    "the best seed of any, of two layers of order 2": max((figures["max"], row) for row, figures in HOPS["3"].items())[
+        1
+    ]
+    == "2 layers, order 2",
+    # 3
+    "A nested logit does depend on the text": RANKS["order 2"]["initial"]["context_rank"]["min"] == 135
+    and RANKS["standard"]["trained"]["context_rank"]["max"] == 0,
+    "eight times as wide": above(MARKER["order 2", 16, 64], MARKER["standard", 128, 64]),
+    "and no further": MARKER["standard", 128, 16]["mean"] <= MARKER["standard", 64, 16]["mean"],
+    "trained nested layers stay below the bound": RANKS["order 2"]["trained"]["logit_rank"]["max"] < 16,
+    "in 64 had hardly learned it": MARKER["looped", 64, 64]["max"] < 0.5,
+    # 4, in bits per byte: less is better
+    "every seed of it is better": above(LONGER["standard"], LONGER["order 2, first layer"]),
+    "With a third of the training it is not settled": not above(FINALISTS["standard"], FINALISTS["2 1 1 1"])
+    and FINALISTS["2 1 1 1"]["mean"] < FINALISTS["standard"]["mean"],
+    "does not help the standard model at equal compute": all(
+        above(FINALISTS[f"standard, {shape}"], FINALISTS["standard"]) for shape in ("deeper", "wider")
+    ),
+    "the order is the same, but the seeds overlap": LARGER["order 2, first layer"]["mean"]
+    < LARGER["standard"]["mean"]
+    < LARGER["order 2"]["mean"]
+    and not above(LARGER["standard"], LARGER["order 2, first layer"]),
+    "that comes out behind the standard model": above(FINALISTS["order 2"], FINALISTS["standard"]),
+    "level with it": not above(LONGER["order 2"], LONGER["standard"]),
+    "always behind the first layer alone": above(LONGER["order 2"], LONGER["order 2, first layer"])
+    and FINALISTS["order 2"]["mean"] > FINALISTS["2 1 1 1"]["mean"],
+    "without which it is better": above(ABLATION["order 2"], ABLATION["order 2, no source scale"]),
+    "no nesting beats that of the first layer alone": min(MAP, key=lambda name: MAP[name]["mean"]) == "2 1 1 1",
+    "nested alone, is behind the standard model": all(
+        MAP[nesting.replace("n", order)]["mean"] > STANDARD["max"] for nesting in LATER for order in "23"
+    ),
+    "At equal steps most nested variants beat the standard model": sum(
+        figures["mean"] < STANDARD["mean"] for name, figures in ABLATION.items() if name.startswith("order")
+    )
+    > sum(name.startswith("order") for name in ABLATION) / 2,
+    "(looped) are worse": above(ABLATION["looped"], STANDARD),
+    "Order 3 is not clearly better than order 2 anywhere": not any(
+        above(LANGUAGE[stage][name.replace("3", "2")], LANGUAGE[stage][name])
+        for stage in ("ablation", "finalists")
+        for name in LANGUAGE[stage]
+        if "3" in name
+    ),
+    "do not help beside shared ones": ABLATION["order 2, unshared"]["mean"] > ABLATION["order 2"]["mean"],
+    "Nor does the source scale": all(
+        ABLATION[f"{name}, no source scale"]["mean"] < ABLATION[name]["mean"] + 0.01
+        for name in ("order 2", "order 2, first layer")
+    ),
+    "are worse than none": above(ABLATION["order 2, gates from 0"], STANDARD),
+    "do better than both where all layers are nested": above(ABLATION["order 2"], ABLATION["order 2, queries only"]),
+    "worse in the mean": ABLATION["order 2, keys only"]["mean"] > ABLATION["order 2"]["mean"],
+    "is here not clearly different": not above(ABLATION["order 2"], ABLATION["inside heads"])
+    and not above(ABLATION["inside heads"], ABLATION["order 2"]),
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_what_is_said_is_so(claim):
+    assert claim in PAGE, "the sentence has changed: change its claim here too"
+    assert CLAIMS[claim]

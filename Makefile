@@ -56,8 +56,12 @@ $(VENV)/evidence: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[evidence]'
 	@touch $@
 
-evidence: $(VENV)/evidence  ## Make the runs of all experiments that are not there yet, and RESULTS.md from them (hours)
+evidence: $(VENV)/evidence  ## Make the runs of all experiments that are not there yet, and RESULTS.md and pictures of them (hours)
 	$(BIN)/python -m experiments
+	$(BIN)/python -m experiments.paper.table
+	$(BIN)/python examples/induction.py .cache/evidence/induction
+	$(BIN)/nexus inspect .cache/evidence/induction "red cat fog owl blue dog sun rose elm fig gold bear fog" \
+		--out .cache/evidence/induction-inspect
 
 evidence-quick: $(VENV)/evidence  ## All experiments at toy size, to .cache/evidence-quick, in minutes
 	rm -rf .cache/evidence-quick

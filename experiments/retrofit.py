@@ -170,10 +170,14 @@ class Retrofit:
         }
         wanted = [run | {"seed": seed} for each in (tuned, longest) for seed in self.seeds for run in each.values()]
         self.stage("equal steps, equal compute", wanted)
+        self.draw()
         self.search(tuned, longest)
         report = self.experiment.finish(summarise(self.stages, RIVALS))
-        plot(report, self.experiment.path.with_suffix(".png"))
+        self.draw()
         return report
+
+    def draw(self) -> None:
+        plot(self.experiment.summary, self.experiment.path.with_suffix(".png"))
 
     def search(self, tuned: dict, longest: dict) -> None:
         """

@@ -18,9 +18,8 @@ PANELS = {  # figure of the summary -> what stands on its axis
 }
 
 
-def plot(report: dict, path: Path) -> None:
+def plot(summary: dict, path: Path) -> None:
     """One row for each corpus; the one without answers to be right has a wider panel of gates."""
-    summary = report["summary"]
     results = summary["results"]
     panels = {corpus: [name for name in PANELS if name in next(iter(results[corpus].values()))] for corpus in results}
     rows = [[f"{corpus} {name}" for name in panels[corpus]] for corpus in results]
@@ -67,4 +66,4 @@ def gates(axis: plt.Axes, methods: dict[str, dict]) -> None:
     axis.set_xlabel("layer", fontsize=9)
     axis.set_ylabel("gate (0 closed, 1 fully nested)", fontsize=9)
     axis.grid(linewidth=0.3)
-    axis.legend(fontsize=7, frameon=False)
+    axis.legend(fontsize=7, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))

@@ -23,12 +23,25 @@ LANGUAGE = {
 ABLATION, FINALISTS, LONGER, LARGER = (LANGUAGE[stage] for stage in ("ablation", "finalists", "longer", "larger"))
 MAP = LANGUAGE["map, equal compute"]
 STANDARD = ABLATION["standard"]
+RETROFIT = SUMMARIES["retrofit"]["results"]
 LATER = [" ".join("n" if layer == nested else "1" for layer in range(4)) for nested in (1, 2, 3)]
 
 
 def above(one, other):
     """Every seed of the one is better than every seed of the other."""
     return one["min"] > other["max"]
+
+
+def gates(corpus, method):
+    """Those of the queries, then those of the keys, by layer."""
+    scalars = RETROFIT[corpus][method]["scalars"]
+    return scalars["query_gate_1"] + scalars["key_gate_1"]
+
+
+def widest(method):
+    """The layers that have the eight widest gates on Shakespeare."""
+    values = gates("Shakespeare", method)
+    return {place % 30 for place in sorted(range(60), key=lambda place: -values[place])[:8]}
 
 
 CLAIMS = {
@@ -102,6 +115,33 @@ CLAIMS = {
     "are worse than none": above(ABLATION["order 2, gates from 0"], STANDARD),
     "do better than both where all layers are nested": above(ABLATION["order 2"], ABLATION["order 2, queries only"]),
     "worse in the mean": ABLATION["order 2, keys only"]["mean"] > ABLATION["order 2"]["mean"],
+    # 5: of losses less is better
+    "plain fine-tuning of equal compute was better in every comparison": all(
+        RETROFIT[corpus][f"{rival}, longer"]["loss"]["mean"] < RETROFIT[corpus][nested]["loss"]["mean"]
+        for corpus in RETROFIT
+        for nested, rival in (("order 2, everything", "source, everything"), ("order 2, LoRA + gates", "source, LoRA"))
+    ),
+    "every seed of the nested model leads, by less than 0.003": all(
+        -0.003 < difference < 0
+        for each in SUMMARIES["retrofit"]["comparisons"]
+        if each["corpus"] == "Shakespeare" and each["nested"] == "order 2, everything" and each["at"] == "equal steps"
+        for difference in each["loss"]["values"]
+    ),
+    "Gates do more than as many temperatures, even at equal compute": all(
+        above(methods["source, temperatures, longer"]["loss"], methods["order 2, gates"]["loss"])
+        for methods in RETROFIT.values()
+    ),
+    "LoRA, at less compute": all(
+        above(methods["order 2, gates"]["loss"], methods["source, LoRA"]["loss"])
+        and methods["source, LoRA"]["training_flops"] < methods["order 2, gates"]["training_flops"]
+        for methods in RETROFIT.values()
+    ),
+    "(15, 21 and 24 among them)": all(
+        {15, 21, 24} <= widest(method) for method in RETROFIT["Shakespeare"] if "order 2" in method
+    ),
+    "about as often to negative values": 0.4
+    < sum(gate < 0 for gate in gates("reasoning", "order 2, gates")) / 60
+    < 0.6,
     "is here not clearly different": not above(ABLATION["order 2"], ABLATION["inside heads"])
     and not above(ABLATION["inside heads"], ABLATION["order 2"]),
 }

@@ -109,7 +109,7 @@ class Experiment:
             try:
                 while pending:
                     finished, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
-                    for future in finished:
+                    for future in sorted(finished, key=lambda each: each.exception() is not None):  # keep, then fail
                         self.records.append(future.result() | {"settings": pending.pop(future)})
                         done += 1
                         self.save()

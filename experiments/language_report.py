@@ -9,7 +9,6 @@ from .runs import mean_and_spread
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-RATES = "learning rates"  # ends the name of a stage that chooses them
 STANDARD, NESTED, RIVAL = "#555555", "#d55e00", "#0072b2"
 
 
@@ -24,7 +23,7 @@ def label(run: dict) -> str:
 def summarise(stages: dict[str, list[dict]]) -> dict:
     """For each stage and model: held-out bits per byte over the seeds, parameters, and compute over the standard's."""
     return {
-        stage: by_rate(records) if stage.endswith(RATES) else by_model(records) for stage, records in stages.items()
+        stage: by_rate(records) if stage == "learning rates" else by_model(records) for stage, records in stages.items()
     }
 
 

@@ -64,13 +64,13 @@ def test_the_readme_quotes_the_committed_results():
     )
     assert f"({nested} of the answers against {standard})" in readme
     assert f"({first} bits per byte against {plain})" in readme and f"does not ({every})" in readme
-    text = json.loads((page.RESULTS / "retrofit.json").read_text())["summary"]["results"]["Shakespeare"]
+    retrofitted = json.loads((page.RESULTS / "retrofit.json").read_text())["summary"]["results"]
+    text, tasks = retrofitted["Shakespeare"], retrofitted["reasoning"]
     nested, source = (
         f"{text[method]['loss']['mean']:.3f}" for method in ("order 2, everything", "source, everything, longer")
     )
     assert f"a loss of {nested} on held-out Shakespeare, the source with as much compute to {source}" in readme
     best = {method: text[method]["scalar_learning_rate"] for method in ("order 2, everything", "order 2, gates")}
-    tasks = json.loads((page.RESULTS / "retrofit.json").read_text())["summary"]["results"]["reasoning"]
     assert set(best.values()) == {3e-3} and tasks["order 2, gates"]["scalar_learning_rate"] == 3e-2
     assert "for gates alone 3e-3 on text, 3e-2 on short tasks" in readme
 

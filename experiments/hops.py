@@ -4,7 +4,7 @@ Pointer chasing: how many hops can a model of some depth and order follow? `pyth
 A text lists the edges of a random permutation; questions name a start and a number of hops from 1 to 3. All models are
 trained on all three, one after the other and then together, for the same number of steps, with a learning rate chosen
 out of the same two with one seed. The map shows accuracy for each depth, order and number of hops; `looped` applies
-each standard layer twice, with the same weights.
+each standard layer twice, with the same weights, and `unshared` has projections of its own for the inner level.
 """
 
 import itertools
@@ -19,7 +19,8 @@ from .synthetic import NAMES as NODE_NAMES
 from .synthetic import accuracy, hops, train
 
 BUDGET = 2.0  # CPU hours
-LAYERS, ORDERS, LOOPED = [1, 2, 3], [1, 2, 3], [1, 2]
+LAYERS, ORDERS = [1, 2, 3], [1, 2, 3]
+RIVALS, RIVALS_LAYERS = ["looped", "order 2, unshared"], [1, 2]
 NODES, MOST = 8, 3
 STEPS, BATCH = 4000, 32
 LEARNING_RATES = [2e-3, 4e-3]
@@ -71,7 +72,7 @@ def main(options: Namespace) -> dict:
     if options.quick:
         steps, rates, seeds, layers = 10, rates[:1], seeds[:2], LAYERS[:1]
     cells = [(depth, NAMES[order]) for depth in layers for order in ORDERS]
-    cells += [(depth, "looped") for depth in LOOPED if depth in layers]
+    cells += [(depth, rival) for rival in RIVALS for depth in RIVALS_LAYERS if depth in layers]
     screen = [
         {"variant": variant, "layers": depth, "steps": steps, "learning_rate": rate, "seed": seeds[0]}
         for depth, variant in cells
@@ -125,12 +126,11 @@ def plot(report: dict, path) -> None:
         axis.set_yticks(range(len(layers)), layers)
         axis.set_title(f"{k} hop{'s' if k > 1 else ''}", fontsize=10)
     axes[0].set_ylabel("layers")
-    colours = {"standard": "#555555", "order 2": "#d55e00", "order 3": "#009e73", "looped": "#0072b2"}
-    for variant in variants:
+    for variant, colour in zip(variants, ("#555555", "#d55e00", "#009e73", "#0072b2", "#e69f00"), strict=False):
         same = [cell for cell in cells if cell["variant"] == variant]
         x = [cell["relative_compute"] for cell in same]
         y = [100 * sum(each["mean"] for each in cell["accuracy"].values()) / MOST for cell in same]
-        axes[-1].plot(x, y, "o-", color=colours[variant], label=variant, markersize=4)
+        axes[-1].plot(x, y, "o-", color=colour, label=variant, markersize=4)
     axes[-1].set(xlabel="training FLOPs / one standard layer's", ylim=(0, 103))
     axes[-1].set_title("all questions, against compute", fontsize=10)
     axes[-1].legend(fontsize=8, frameon=False)

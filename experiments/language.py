@@ -5,7 +5,8 @@ Language modelling from scratch: which layers to nest, how deep, and what each p
 Models of half a million to two million parameters learn Shakespeare's works; one in six works is held out. Each variant
 is compared with the standard model twice: after as many steps (equal parameters and data), and after as many training
 FLOPs (a nested model gets fewer steps). Learning rates are chosen with one seed out of the same four for the standard
-model and for each kind of rival. `inside heads` is another reading of the paper (models.py).
+model and for each kind of rival, and anew for longer training and larger models. `inside heads` is
+another reading of the paper (models.py).
 """
 
 import math
@@ -20,7 +21,7 @@ from .language_report import plot, summarise
 from .models import build, parameters, training_flops
 from .runs import Advance, Experiment, best_by, parse
 
-BUDGET = 3.5  # CPU hours
+BUDGET = 5.0  # CPU hours
 VOCABULARY, LENGTH, BATCH, HELD_OUT_BLOCKS = 1024, 256, 8, 96
 SIZES = {
     "small": {"layers": 4, "hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4},
@@ -38,6 +39,7 @@ ABLATION = [
     "order 3",
     "order 3, first layer",
     "order 2, first layer, queries only",
+    "order 2, first layer, keys only",
     "order 2, first layer, no source scale",
     "order 2, queries only",
     "order 2, keys only",
@@ -46,6 +48,7 @@ ABLATION = [
     "order 2, unshared",
 ]
 FINAL = ["standard", "order 2", "order 2, first layer"]
+LONG = [*FINAL, "order 2, no source scale"]
 ORDERS = [2, 3]  # of the map
 
 
@@ -146,6 +149,12 @@ def main(options: Namespace) -> dict:
         experiment.save()
         return stages[name]
 
+    def again(name: str, size: str, variants: list[str], rates: list[float], longer: int = 1) -> None:
+        """At equal compute, with a search of its own for learning rates: those of other lengths and sizes mislead."""
+        screen = [settings(size, each, rate, compute=True, longer=longer) for each in variants for rate in rates]
+        chosen = best_by(stage(f"{name}, learning rates", screen), "loss", ("variant",)).values()
+        stage(name, [run | {"seed": seed} for seed in seeds for run in chosen])
+
     screen = [settings(small, variant, rate) for variant in TUNED for rate in rates]
     best = best_by(stage("learning rates", screen), "loss", ("variant",))
 
@@ -162,15 +171,13 @@ def main(options: Namespace) -> dict:
     stage("map, equal compute", maps["map, equal compute"])
 
     # longer; and larger, with learning rates scaled by width, as what is best falls with it
-    wanted = [settings(small, each, rate_of(each, best), seed, True, LONGER) for seed in seeds for each in FINAL]
-    stage("longer", wanted)
+    again("longer", small, LONG, rates[1:], LONGER)
     scale = SIZES[small]["hidden_size"] / SIZES[medium]["hidden_size"]
-    wanted = [settings(medium, each, scale * rate_of(each, best), seed, True) for seed in seeds for each in FINAL]
-    stage("larger", wanted)
+    again("larger", medium, FINAL, [scale * rate for rate in rates[1:]])
 
     # the winners of the map and the rivals, at equal compute, three seeds
     ranked = sorted(stages["map, equal compute"], key=lambda record: record["result"]["loss"])
-    finalists = ["standard", "order 2", "looped", "inside heads"]
+    finalists = ["standard", "order 2", "looped", "inside heads", "order 2, queries only", "order 2, no source scale"]
     finalists += [record["settings"]["variant"] for record in ranked[:3]]
     wanted = [settings(small, each, rate_of(each, best), seed, True) for seed in seeds for each in finalists]
     shapes = [{"layers": SIZES[small]["layers"] + 1}, WIDER]  # what else the standard model could spend compute on

@@ -23,7 +23,8 @@ def label(run: dict) -> str:
 def summarise(stages: dict[str, list[dict]]) -> dict:
     """For each stage and model: held-out bits per byte over the seeds, parameters, and compute over the standard's."""
     return {
-        stage: by_rate(records) if stage == "learning rates" else by_model(records) for stage, records in stages.items()
+        stage: by_rate(records) if stage.endswith("learning rates") else by_model(records)
+        for stage, records in stages.items()
     }
 
 

@@ -20,6 +20,7 @@ VARIANTS = {
     "order 2, first layer": {"attention_order": [2]},  # filled up with order 1
     "order 3, first layer": {"attention_order": [3]},
     "order 2, first layer, queries only": {"attention_order": [2], "refine_key": False},
+    "order 2, first layer, keys only": {"attention_order": [2], "refine_query": False},
     "order 2, first layer, no source scale": {"attention_order": [2], "normalize_source": False},
     "order 2, queries only": {"attention_order": 2, "refine_key": False},
     "order 2, keys only": {"attention_order": 2, "refine_query": False},

@@ -144,13 +144,14 @@ class Retrofit:
         self.experiment = Experiment("retrofit", BUDGET, self.options)
         self.folder = prepare(self.model, self.options.out / "toy" if self.quick else None)
         self.stages: dict[str, list[dict]] = {}
+        self.winners: list[tuple[str, str, str]] = []  # corpus, best recipe of the nested model, its rival
 
     def stage(self, name: str, wanted: list[dict]) -> list[dict]:
         try:
             return self.experiment.run(name, wanted, partial(one_run, str(self.folder)))
         finally:  # also when it is stopped in the middle
             self.stages[name] = [record for run in wanted if (record := self.experiment.find(run))]
-            self.experiment.summary = summarise(self.stages, RIVALS)
+            self.experiment.summary = summarise(self.stages, RIVALS, self.winners)
             self.experiment.save()
 
     def run(self) -> dict:
@@ -172,7 +173,7 @@ class Retrofit:
         self.stage("equal steps, equal compute", wanted)
         self.draw()
         self.search(tuned, longest)
-        report = self.experiment.finish(summarise(self.stages, RIVALS))
+        report = self.experiment.finish(summarise(self.stages, RIVALS, self.winners))
         self.draw()
         return report
 
@@ -197,6 +198,7 @@ class Retrofit:
             rival = best([each for each in first if each["settings"]["method"].startswith(f"{PLAIN}, longer")], corpus)
             fitted = longer(self.folder, rival | {"method": f"{PLAIN}, for the best recipe"}, winner)
             rival = rival if fitted["steps"] == rival["steps"] else fitted
+            self.winners.append((corpus, winner["method"], rival["method"]))
             wanted += [run | {"seed": seed} for run in (winner, rival) for seed in self.seeds]
         self.stage("best recipe", wanted)
 

@@ -31,6 +31,8 @@ def plot(summary: dict, path: Path) -> None:
         for number, name in enumerate(panels[corpus]):
             axis = axes[f"{corpus} {name}"]
             dots(axis, {method: figures[name] for method, figures in methods.items()}, before[name], PANELS[name])
+            if name == "loss":
+                cut(axis, {method: figures[name]["mean"] for method, figures in methods.items()}, before[name])
             if number > 0:
                 axis.set_yticklabels([])
         axes[f"{corpus} loss"].set_title(corpus, loc="left", fontweight="bold")
@@ -51,6 +53,24 @@ def dots(axis: plt.Axes, figures: dict[str, dict], start: float, label: str) -> 
     axis.invert_yaxis()
     axis.set_xlabel(label, fontsize=9)
     axis.grid(axis="x", linewidth=0.3)
+
+
+def cut(axis: plt.Axes, means: dict[str, float], start: float) -> None:
+    """
+    Ends the axis where the methods end that bring the loss at least half as far down as the best; of the others, which
+    would press these together, the mean is written at the edge.
+    """
+    axis.set_xlabel(f"{axis.get_xlabel()}\n(before: {start:.3f})", fontsize=9)
+    half = (min(means.values()) + start) / 2
+    if half <= min(means.values()):  # nothing was learned
+        return
+    seen = [x for line in axis.lines for x in line.get_xdata() if x <= half]
+    low, high = min(seen), max(seen)
+    axis.set_xlim(low - 0.05 * (high - low), high + 0.3 * (high - low))
+    for y, mean in enumerate(means.values()):
+        if mean > half:
+            edge = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 8}
+            axis.text(0.98, y, f"{mean:.3f} →", **edge)
 
 
 def gates(axis: plt.Axes, methods: dict[str, dict]) -> None:

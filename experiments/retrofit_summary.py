@@ -1,18 +1,22 @@
 """What the runs of the retrofit experiment say, by corpus and method."""
 
 import json
+from collections.abc import Sequence
 
 from .runs import mean_and_spread
 
 FIGURES = ("loss", "other_loss", "validation_loss", "mean_accuracy")
 
 
-def summarise(stages: dict[str, list[dict]], rivals: dict[str, str]) -> dict:
+def summarise(
+    stages: dict[str, list[dict]], rivals: dict[str, str], recipes: Sequence[tuple[str, str, str]] = ()
+) -> dict:
     """
     Args:
         stages: The records of the stages that are done, by name.
         rivals: Nested method -> the method of the source that it is compared with, at equal steps under this name and
             at equal compute under the name "…, longer".
+        recipes: Corpus, best recipe of the nested method, and that of the source at equal compute.
     """
     records = list({json.dumps(each["settings"]): each for stage in stages.values() for each in stage}.values())
     before = {each["settings"]["corpus"]: each for each in records if each["settings"]["method"] == "source"}
@@ -25,16 +29,17 @@ def summarise(stages: dict[str, list[dict]], rivals: dict[str, str]) -> dict:
         start = before[corpus]["result"]
         results.setdefault(corpus, {})[method] = describe(same, start) | {"settings_tried": tries}
     corpora = list(results)
+    pairs = [
+        (corpus, nested, name, at)
+        for corpus in corpora
+        for nested, rival in rivals.items()
+        for at, name in (("equal steps", rival), ("equal compute", f"{rival}, longer"))
+    ]
+    pairs += [(*recipe, "equal compute") for recipe in recipes]
     return {
         "stages": list(stages),
         "before": {corpus: untrained(corpus, records) for corpus in before},
-        "comparisons": [
-            compared
-            for corpus in corpora
-            for nested, rival in rivals.items()
-            for at, name in (("equal steps", rival), ("equal compute", f"{rival}, longer"))
-            if (compared := compare(corpus, nested, name, at, chosen))
-        ],
+        "comparisons": [compared for pair in pairs if (compared := compare(*pair, chosen))],
         "verdict": {corpus: verdict(corpus, chosen) for corpus in corpora},
         "results": results,
     }

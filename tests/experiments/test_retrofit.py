@@ -312,6 +312,13 @@ def test_the_summary_takes_the_tuned_runs_and_compares_seed_by_seed():
     verdict = summary["verdict"][TEXT]
     assert (verdict["nested"], verdict["rival"]) == (nested, f"{plain}, longer")
     assert verdict["loss"]["values"] == pytest.approx([0.1, 0.2])
+    recipes = [(TEXT, f"{nested}, first layer nested", f"{plain}, longer")]
+    records = [record(recipes[0][1], seed, 2.2, order=2, flops=130) for seed in (0, 1)]
+    stages = {"before": before, "sweep": sweep, "seeds": seeds, "longer": longer, "best recipe": records}
+    (*others, last) = summarise(stages, retrofit.RIVALS, recipes)["comparisons"]
+    assert others == summary["comparisons"]
+    assert (last["nested"], last["rival"], last["at"]) == (*recipes[0][1:], "equal compute")
+    assert last["loss"]["values"] == pytest.approx([-0.1, -0.2])
 
 
 @pytest.mark.slow
@@ -340,7 +347,7 @@ def test_the_whole_experiment_at_toy_size_and_again_without_a_run(tmp_path):
             assert spent[1] == pytest.approx(spent[0], rel=0.5 / retrofit.STEPS["toy"])
         assert len(methods["order 2, gates"]["scalars"]["query_gate_1"]) == LAYERS
         assert summary["verdict"][corpus]["loss"]["seeds"] == 2
-    assert len(summary["comparisons"]) == 2 * 2 * len(retrofit.RIVALS)
+    assert len(summary["comparisons"]) == 2 * 2 * len(retrofit.RIVALS) + 2  # the best recipes
     assert set(summary["before"][REASONING]["accuracy"]) == set(TASKS)
     assert report["versions"].keys() >= {"python", "torch", "transformers"} and report["date"]
     picture = tmp_path / "retrofit.png"

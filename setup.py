@@ -8,7 +8,10 @@ PACKAGES = [
     "",
     ".conversion_scripts",
     ".conversion_scripts.families",
-    ".conversion_scripts.inspection",
+    ".conversion_scripts.checkpoint",
+    ".conversion_scripts.hub",
+    ".conversion_scripts.verification",
+    ".inspection",
     ".tokenization",
 ]
 
@@ -24,8 +27,8 @@ setup(
     packages=["nexus_transformers" + package for package in PACKAGES],
     package_data={
         "nexus_transformers": ["model_card.md"],
-        "nexus_transformers.conversion_scripts": ["evidence.md"],
-        "nexus_transformers.conversion_scripts.inspection": ["page/*"],
+        "nexus_transformers.conversion_scripts.hub": ["evidence.md"],
+        "nexus_transformers.inspection": ["page/*"],
     },
     # Lower ends: the oldest that are tested, see constraints-oldest.txt.
     install_requires=[

@@ -9,16 +9,16 @@ import typer
 from rich.console import Console
 from transformers import logging
 
+from ..errors import ConversionError
+from ..inspection import inspect as run_inspect
+from ..inspection.printing import print_inspection
 from .convert import convert as run_convert
-from .errors import ConversionError
-from .inspection import inspect as run_inspect
-from .inspection.printing import print_inspection
+from .hub.push import print_push
+from .hub.push import push as run_push
 from .printing import print_json, print_plan, print_report, print_verification
-from .push import print_push
-from .push import push as run_push
 from .to_source import convert_to_source
 from .tokenizer_command import app as tokenizer_app
-from .verify import verify as run_verify
+from .verification.verify import verify as run_verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(tokenizer_app, name="tokenizer")

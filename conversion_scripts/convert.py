@@ -12,16 +12,16 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_nexus import AUTO_MAP, NexusConfig
+from ..errors import ConversionError
 from ..tokenization import carry_over_tokenizer, check_tokenizer, keep_tokenizer_class, rebuild_gguf_tokenizer
 from ..tokenization.check import remote_code
-from .card import write_card
-from .errors import ConversionError
-from .output import check_output
-from .pipeline import produce
-from .plan import plan_nexus
-from .shards import sha256
-from .source import Source, open_source
-from .verify import verify_opened
+from .checkpoint.output import check_output
+from .checkpoint.pipeline import produce
+from .checkpoint.plan import plan_nexus
+from .checkpoint.shards import sha256
+from .checkpoint.source import Source, open_source
+from .hub.card import write_card
+from .verification.verify import verify_opened
 
 ROOT = Path(__file__).parent.parent
 CODE_FILES = sorted({reference.split(".")[0] + ".py" for reference in AUTO_MAP.values()})

@@ -7,14 +7,14 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..configuration_nexus import NexusConfig
+from ..errors import ConversionError
 from ..tokenization import carry_over_tokenizer
-from .errors import ConversionError
+from .checkpoint.output import REPORT_FILE, check_output
+from .checkpoint.pipeline import produce
+from .checkpoint.plan import plan_source
+from .checkpoint.source import Checkpoint, open_checkpoint, open_source, read_json
 from .families import FAMILIES, family_of
-from .output import REPORT_FILE, check_output
-from .pipeline import produce
-from .plan import plan_source
-from .source import Checkpoint, open_checkpoint, open_source, read_json
-from .verify import verify_opened
+from .verification.verify import verify_opened
 
 
 def convert_to_source(

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from ..errors import ConversionError
 from ..tokenization import CHAT_TEMPLATES, TOKENIZER_FILES, config_fields, save_tokenizer, train_tokenizer
-from .errors import ConversionError
-from .output import check_folder, is_occupied, staged_output
+from .checkpoint.output import check_folder, is_occupied, staged_output
 from .printing import console
 from .progress import bytes_bar
 

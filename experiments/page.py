@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from .runs import RESULTS, ROOT
 
 PAGE = ROOT.parent / "RESULTS.md"
-EVIDENCE = ROOT.parent / "conversion_scripts" / "evidence.md"
+EVIDENCE = ROOT.parent / "conversion_scripts" / "hub" / "evidence.md"
 
 
 def percent(spread: dict | float) -> str:

@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTraine
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ...configuration_nexus import NexusConfig
-from ..errors import ConversionError
+from ...errors import ConversionError
 from . import gpt_neox, llama, mistral, olmo2, phi3, qwen2, qwen3
 from .rules import NOTHING, Computed, WeightRule, windowed_layers
 

@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 
-from nexus_transformers.conversion_scripts.errors import ConversionError
 from nexus_transformers.conversion_scripts.progress import alongside
+from nexus_transformers.errors import ConversionError
 
 
 def test_work_alongside_returns_what_it_found_and_reports_its_steps():

@@ -18,7 +18,9 @@ from experiments.paper.pretrain import make_model, parse
 from experiments.paper.tasks import TASKS
 
 FOLDER = Path(table.__file__).parent
-HUB_CONFIGS = json.loads((Path(__file__).parents[1] / "conversion_scripts" / "hub_configs.json").read_text())
+HUB_CONFIGS = json.loads(
+    (Path(__file__).parents[1] / "conversion_scripts" / "families" / "hub_configs.json").read_text()
+)
 PYTHIA = [name for name in PRETRAINING if name != "toy"]
 
 

@@ -10,8 +10,8 @@ import torch
 import nexus_transformers
 from isolated import run_isolated
 from nexus_transformers import NexusConfig, NexusForCausalLM
-from nexus_transformers.conversion_scripts.card import EVIDENCE, card_for_repository
 from nexus_transformers.conversion_scripts.convert import convert
+from nexus_transformers.conversion_scripts.hub.card import EVIDENCE, card_for_repository
 
 ROOT = Path(nexus_transformers.__file__).parent
 

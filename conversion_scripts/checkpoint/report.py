@@ -1,0 +1,167 @@
+"""
+conversion_report.json: what was made of what, by which versions, with every hash and figure. The model card, a resumed
+conversion and the upload are all made from it.
+"""
+
+import json
+import platform
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ...errors import ConversionError
+from ...tokenization import CARRIED_FILES
+from ..hub.card import source_card_data
+from ..progress import bytes_bar
+from .output import REPORT_FILE, Resume, free_space, write_json
+from .shards import Planned, is_complete, sha256, shard_layout, total_bytes
+from .source import INDEX_FILE, Checkpoint, read_json
+
+CARD_FILE = "README.md"
+SOURCE_FILES = ("config.json", INDEX_FILE, *CARRIED_FILES)
+
+
+def describe_source(
+    opened: Checkpoint, options: dict[str, Any], command: list[str] | None, files: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """The first half of the report. `files`: from `hash_source`."""
+    return {
+        "nexus_transformers": version("nexus-transformers"),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "options": options,
+        "environment": environment(),
+        "source": {
+            "name": opened.label,
+            "revision": opened.revision,
+            "model_type": opened.raw_config.get("model_type"),
+            "parameters": opened.parameters,
+            "dtype": str(opened.dtype).removeprefix("torch."),
+            "config": opened.raw_config,
+            "files": files,
+        },
+    }
+
+
+def environment() -> dict[str, str]:
+    packages = {name: version(name) for name in ("torch", "transformers", "safetensors", "huggingface-hub")}
+    return {"python": platform.python_version(), "platform": platform.platform(), **packages}
+
+
+def source_files(opened: Checkpoint) -> list[Path]:
+    others = [opened.folder / name for name in SOURCE_FILES]
+    return opened.files + [file for file in others if file.is_file() and file not in opened.files]
+
+
+def source_bytes(opened: Checkpoint) -> int:
+    return sum(file.stat().st_size for file in source_files(opened))
+
+
+def hash_source(opened: Checkpoint, advance: Callable[[int], None]) -> dict[str, dict[str, Any]]:
+    """
+    File name -> bytes and sha256. Raises `ConversionError` if a file from the Hub is not what the Hub said it is: its
+    cache names large files by their hash.
+    """
+    described = {}
+    for file in source_files(opened):
+        described[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file, advance)}
+        blob = file.resolve().name
+        if opened.revision and len(blob) == 64 and blob != described[file.name]["sha256"]:
+            raise ConversionError(
+                f"{opened.label}: the downloaded {file.name} is damaged (its sha256 is not the Hub's). Delete "
+                f"{file.resolve()} and convert again."
+            )
+    return described
+
+
+def add_files(folder: Path, report: dict[str, Any], resume: Resume) -> None:
+    """Lists every file of the result but report and card, with bytes and sha256, as `report["model"]["files"]`."""
+    names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    report["model"]["files"] = {
+        name: resume.shards.get(name) or {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+        for name in names
+    }
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    write_json(folder / REPORT_FILE, report)
+
+
+def state_of(opened: Checkpoint, plan: dict[str, Planned], options: dict[str, Any]) -> dict[str, Any]:
+    """What decides the bytes of the shards: an interrupted run is continued only by one for which this is the same."""
+    state = {
+        "nexus_transformers": version("nexus-transformers"),
+        "options": options,
+        "source": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in opened.files],
+        "tensors": [[name, str(planned.tensor.dtype), list(planned.tensor.shape)] for name, planned in plan.items()],
+    }
+    return json.loads(json.dumps(state))  # as it will be read again
+
+
+def identical_result(out: Path, opened: Checkpoint, options: dict[str, Any]) -> dict[str, Any] | None:
+    """The report of `out` if `out` is, file by file, what converting `opened` with `options` would write; else None."""
+    try:
+        report = read_json(out / REPORT_FILE)
+        files, made_of = report["model"]["files"], report["source"]["files"]
+        same = report["options"] == json.loads(json.dumps(options))
+        same = same and report["nexus_transformers"] == version("nexus-transformers")
+        same = same and {file.name: file.stat().st_size for file in source_files(opened)} == {
+            name: description["bytes"] for name, description in made_of.items()
+        }
+    except (ConversionError, KeyError, TypeError, AttributeError):
+        return None  # no report, or one of another version
+    if not same:
+        return None
+    present = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()} - {REPORT_FILE, CARD_FILE}
+    if present != set(files):
+        return None
+    total = source_bytes(opened) + sum(description["bytes"] for description in files.values())
+    with bytes_bar("checking", total) as advance:
+        if hash_source(opened, advance) != made_of:
+            return None
+        for name, description in files.items():
+            if not is_complete(out / name, description):
+                return None
+            advance(description["bytes"])
+    return report
+
+
+def describe_plan(out: Path, opened: Checkpoint, plan: dict[str, Planned], options: dict[str, Any]) -> dict[str, Any]:
+    """What a conversion would do, for --dry-run. Nothing is read but headers and small files."""
+    carried = [file.name for file in source_files(opened) if file.name in CARRIED_FILES]
+    used = {file.name for file in source_files(opened)} | {CARD_FILE}
+    unknown = [] if source_card_data(opened.folder).get("license") else ["the licence of the source"]
+    if "tokenizer_config.json" not in carried and opened.files[0].suffix != ".gguf":
+        unknown.append("its tokenizer")
+    return {
+        "dry_run": True,
+        "options": options,
+        "source": {
+            "name": opened.label,
+            "revision": opened.revision,
+            "model_type": opened.raw_config.get("model_type"),
+            "parameters": opened.parameters,
+            "bytes": sum(file.stat().st_size for file in opened.files),
+            "shards": len(opened.files),
+        },
+        "model": {
+            "parameters": sum(planned.tensor.numel() for planned in plan.values()),
+            "gates": sum(planned.tensor.numel() for name, planned in plan.items() if ".source_norm." in name),
+            "bytes": total_bytes(plan),
+            "shards": len(shard_layout(plan, options["max_shard_size"]).filename_to_tensors),
+        },
+        "memory": memory_needed(opened, plan),
+        "disk": {"needed_bytes": total_bytes(plan), "free_bytes": free_space(out)},
+        "carried_over": carried,
+        "left_behind": sorted(file.name for file in opened.folder.iterdir() if file.name not in used),
+        "unknown": unknown,
+    }
+
+
+def memory_needed(opened: Checkpoint, plan: dict[str, Planned]) -> str:
+    if opened.files[0].suffix == ".gguf":
+        return f"a GGUF file is read whole, as float32: {total_bytes(plan) / 1e9:.2f} GB"
+    largest = max(planned.tensor.nbytes for planned in plan.values())
+    return f"one tensor at a time: under 1 GB and the largest tensor ({largest / 1e9:.2f} GB), without verification"

@@ -1,0 +1,130 @@
+"""
+The model card of a converted model: the template `model_card.md` at the root, filled from the report and from what the
+source's own card states, never by hand.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from yaml import YAMLError
+
+from ...errors import ConversionError
+
+TEMPLATE = Path(__file__).parents[2] / "model_card.md"
+EVIDENCE = Path(__file__).parent / "evidence.md"  # made from the experiments' results by `python -m experiments.page`
+PLACEHOLDER = "PATH_OR_REPO_ID"  # in the example of use, until the model has a place on the Hub
+# What the templates of huggingface_hub and Trainer leave for a person to fill in; ours leaves nothing.
+UNFILLED = re.compile(r"\{\{.*?\}\}|\[?more information needed\]?", re.IGNORECASE)
+CARRIED = ("license_name", "license_link", "language", "datasets")  # true of the result as of the source
+
+
+def source_card_data(folder: Path) -> ModelCardData:
+    try:
+        return ModelCard.load(folder / "README.md").data
+    except (OSError, ValueError, YAMLError):  # none, or not a valid card: it then states no licence
+        return ModelCardData()
+
+
+def write_card(folder: Path, source_folder: Path, report: dict[str, Any]) -> None:
+    """Writes `folder`/README.md. The licence is the one that the source's own card states, else "unknown"."""
+    source_data = source_card_data(source_folder)
+    name, revision = report["source"]["name"], report["source"]["revision"]
+    is_hub_id = revision is not None
+    source_name = name if is_hub_id else Path(name).name
+    data = card_data(source_data, report, source_name)
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        source_name=source_name,
+        source_url=f"https://huggingface.co/{name}" if is_hub_id else "#what-was-checked",
+        placeholder=PLACEHOLDER,
+        license_known=data.license != "unknown",
+        evidence=EVIDENCE.read_text(encoding="utf-8").rstrip(),
+        text="real text" if (folder / "tokenizer_config.json").exists() else "random tokens",
+        **{key: value for key, value in report.items() if key not in data.to_dict()},
+    )
+    card.save(folder / "README.md")
+
+
+def card_data(source_data: ModelCardData, report: dict[str, Any], source_name: str) -> ModelCardData:
+    """The metadata: what the source's card states, what the conversion did, and what was measured."""
+    name, revision = report["source"]["name"], report["source"]["revision"]
+    carried = {key: source_data.get(key) for key in CARRIED}
+    link = carried["license_link"]
+    if link and revision and "://" not in link:  # a file of the source's repository
+        carried["license_link"] = f"https://huggingface.co/{name}/blob/{revision}/{link.removeprefix('./')}"
+    if isinstance(carried["language"], list):
+        # YAML reads Norwegian as a no, and it must not be written as one.
+        carried["language"] = ["no" if language is False else language for language in carried["language"]]
+    results = verification_results(report["verification"]) if "verification" in report else None
+    return ModelCardData(
+        license=source_data.get("license", "unknown"),
+        **carried,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["nexus", "higher-order-attention", "custom_code", "arxiv:2512.03377"],
+        base_model=name if revision else source_data.get("base_model"),
+        # Of adapter, finetune, merge and quantized, the relations that the Hub knows, the nearest: all weights of the
+        # base model, and a few more. The text says that nothing has been trained.
+        base_model_relation="finetune" if revision else None,
+        model_name=f"{source_name} with nested attention" if results else None,
+        eval_results=results,
+    )
+
+
+def verification_results(figures: dict[str, Any]) -> list[EvalResult]:
+    """For the `model-index`. Named so that nobody takes equality with the source for a measure of quality."""
+    common = {
+        "task_type": "text-generation",
+        "task_name": "Equality with the source model, gates closed (not a quality benchmark)",
+        "dataset_type": "nexus-conversion-check",
+        "dataset_name": f"Passages of the conversion check, {figures['positions']} positions",
+    }
+    return [
+        EvalResult(
+            **common,
+            metric_type="max_abs_logit_difference",
+            metric_name="Largest absolute difference of any logit from the source's",
+            metric_value=figures["max_abs_logit_difference"],
+        ),
+        EvalResult(
+            **common,
+            metric_type="mean_kl_divergence",
+            metric_name="Mean KL divergence from the source, in nats",
+            metric_value=figures["mean_kl"],
+        ),
+    ]
+
+
+def card_for_repository(folder: Path, repo_id: str) -> bytes:
+    """
+    The card in `folder` as it is uploaded: its example of use names the repository. The folder's own stays as it is.
+
+    Raises:
+        `ConversionError`: no card, metadata that are not valid, or something in it that was left to be filled in.
+    """
+    file = folder / "README.md"
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise ConversionError(
+            f"{folder}: has no model card, README.md. Write one that says what the model was made from and trained on, "
+            "under which licence."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConversionError(f"{file}: is not UTF-8 text ({error}).") from error
+    try:
+        metadata = ModelCard(text).data.to_dict()
+        if not metadata:
+            raise ValueError("there are none between two lines of ---")
+    except (ValueError, TypeError, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConversionError(f"{file}: its metadata are not valid ({reason}).") from error
+    in_code = False
+    for number, line in enumerate(text.splitlines(), 1):
+        in_code ^= line.lstrip().startswith("```")
+        if not in_code and (unfilled := UNFILLED.search(line)):
+            raise ConversionError(f"{file}: line {number} was left to be filled in ({unfilled[0]}); do so first.")
+    return text.replace(PLACEHOLDER, repo_id).encode()

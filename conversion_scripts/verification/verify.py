@@ -1,0 +1,157 @@
+"""
+Is a Nexus model, with its gates closed, the same function as its source? Two independent answers: every tensor of the
+files is compared, and both models are loaded and run in a fresh process that cannot import our package.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from ...configuration_nexus import NexusConfig
+from ...errors import ConversionError
+from ..checkpoint.output import REPORT_FILE, write_json
+from ..checkpoint.plan import parts_of
+from ..checkpoint.source import Checkpoint, Source, open_checkpoint, open_source, read_json
+from ..progress import bytes_bar, spinner
+
+FUSED_TOLERANCE = 2**-15  # of the largest logit, in float32, for sources that multiply fused weights
+CONTROL_FACTOR = 10  # by which a control must exceed the tolerance, where that is not 0
+
+
+def verify(
+    source: str | Path, out: str | Path, revision: str | None = None, layer_by_layer: bool = False
+) -> dict[str, Any]:
+    """
+    Compares the Nexus model in the folder `out` with `source` (folder, Hub id or GGUF file), adds the figures to the
+    folder's conversion_report.json and returns them.
+
+    Args:
+        layer_by_layer: hold one layer of one model in memory at a time; done anyway if they would not fit.
+
+    Raises:
+        `ConversionError`: they are not the same function, or one of them cannot be read. The message says which tensor,
+            or which layer and token, differs first.
+    """
+    out = Path(out)
+    figures = verify_opened(open_source(source, revision), out, layer_by_layer)
+    report_file = out / REPORT_FILE
+    report = read_json(report_file) if report_file.exists() else {}
+    write_json(report_file, report | {"verification": figures})
+    return figures
+
+
+def verify_opened(source: Source, out: Path, layer_by_layer: bool = False) -> dict[str, Any]:
+    config = read_json(out / "config.json", "is this a Nexus model?")
+    if config.get("model_type") != "nexus":
+        raise ConversionError(f"{out}: is not a Nexus model (model_type={config.get('model_type')!r}).")
+    figures = compare_tensors(source, open_checkpoint(str(out), out, None, config))
+    with spinner("comparing source and result in a fresh process"):
+        figures |= run_isolated(source, out, config, layer_by_layer or not fits_in_memory(source))
+    judge(figures, out)
+    return figures
+
+
+def compare_tensors(source: Source, result: Checkpoint) -> dict[str, Any]:
+    """Every weight of the files, bit for bit, and an account of parameters and bytes."""
+    config = NexusConfig.from_dict(result.raw_config)
+    seen = set()
+    with bytes_bar("comparing", source.nbytes) as advance:
+        for name in source.shapes:
+            targets = source.family.rule_of(name).targets
+            if not targets:
+                continue
+            tensor = source.read(name)
+            for target, expected in zip(targets, parts_of(source, name, tensor, config), strict=True):
+                if target not in result.shapes:
+                    raise ConversionError(f"{result.label}: lacks tensor {target!r}, which the source has as {name!r}.")
+                actual = result.read(target)
+                if expected.shape != actual.shape or not torch.equal(expected.to(actual.dtype), actual):
+                    raise ConversionError(
+                        f"{result.label}: tensor {target!r} is the first that differs from its source {name!r}. If the "
+                        "model was trained beyond its gates, this is so; otherwise convert again."
+                    )
+                seen.add(target)
+            advance(tensor.nbytes)
+    added = set(result.shapes) - seen
+    for target in sorted(added):
+        if ".source_norm." not in target and ".self_attn.inner." not in target:
+            raise ConversionError(f"{result.label}: holds tensor {target!r}, which the source does not have.")
+    sizes = {name: torch.Size(shape).numel() for name, shape in result.shapes.items()}
+    return {
+        "identical_tensors": len(seen),
+        "identical_parameters": sum(sizes[name] for name in seen),
+        "added_parameters": sum(sizes[name] for name in added),
+        "added_bytes": sum(sizes[name] * result.dtypes[name].itemsize for name in added),
+        "file_bytes": sum(file.stat().st_size for file in result.files),
+    }
+
+
+def fits_in_memory(source: Source) -> bool:
+    """Source and result are loaded one after the other; half as much again is left for activations and logits."""
+    return 1.5 * source.nbytes < psutil.virtual_memory().available
+
+
+def run_isolated(source: Source, out: Path, config: dict[str, Any], layer_by_layer: bool) -> dict[str, Any]:
+    """Runs isolated_check.py in an empty folder, without PYTHONPATH and with a module cache of its own."""
+    nested_without_gates = not config.get("source_gate") and config.get("attention_order") != 1
+    # Where the source multiplies fused weights, products are rounded otherwise: float32 keeps the difference small.
+    dtype = "float32" if source.family.fused else config.get("dtype") or "float32"
+    with tempfile.TemporaryDirectory(prefix="nexus-verify-") as scratch:
+        request, result = Path(scratch) / "request.json", Path(scratch) / "result.json"
+        write_json(
+            request,
+            {
+                "source": str(source.folder.resolve()),
+                "gguf_file": source.gguf_file,
+                "target": str(out.resolve()),
+                "dtype": dtype,
+                "attn_implementation": "sdpa",
+                "attention_order": 1 if nested_without_gates else None,
+                "has_tokenizer": (out / "tokenizer_config.json").exists(),
+                "layer_by_layer": layer_by_layer and source.gguf_file is None,
+            },
+        )
+        script = shutil.copy(Path(__file__).parent / "isolated_check.py", scratch)
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment |= {"HF_MODULES_CACHE": f"{scratch}/modules", "HF_HUB_OFFLINE": "1"}
+        process = subprocess.run(
+            [sys.executable, script, request, result], cwd=scratch, env=environment, capture_output=True, text=True
+        )
+        if process.returncode != 0:
+            lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
+            raise ConversionError(f"{out}: could not be loaded and run in a fresh process ({lines[-1]}).")
+        figures = json.loads(result.read_text())
+    tolerance = FUSED_TOLERANCE * figures["max_abs_logit"] if source.family.fused else 0.0
+    order = 1 if nested_without_gates else config.get("attention_order")
+    return figures | {"tolerance": tolerance, "compared_at_order": order}
+
+
+def judge(figures: dict[str, Any], out: Path) -> None:
+    """Raises `ConversionError` unless the figures are those of one function, and the controls those of another."""
+    if "tokens_differ" in figures:
+        raise ConversionError(
+            f"{out}: the tokenizer makes other tokens of {figures['tokens_differ']!r} than its source."
+        )
+    if "chat_differs" in figures:
+        raise ConversionError(f"{out}: the chat template renders another prompt than the source's.")
+    if not figures["max_abs_logit_difference"] <= figures["tolerance"]:
+        where, layer = figures["first_difference"], figures["first_differing_layer"]
+        raise ConversionError(
+            f"{out}: is not the same function as its source: logits differ by up to "
+            f"{figures['max_abs_logit_difference']:.3g} (KL {figures['mean_kl']:.3g}), first at token "
+            f"{where['position']} of passage {where['passage']}, though all weights are equal; "
+            f"{'no hidden state differs' if layer is None else f'the first layer to differ is number {layer}'}."
+        )
+    if not figures["greedy_equal"]:
+        raise ConversionError(f"{out}: logits are equal but the greedy continuation is not: the KV cache is at fault.")
+    for control, difference in figures["negative_controls"].items():
+        if not difference > CONTROL_FACTOR * figures["tolerance"]:
+            raise ConversionError(f"{out}: the check is blind: with {control} it still found no difference.")

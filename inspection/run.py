@@ -1,0 +1,147 @@
+"""`nexus inspect` from its arguments to the files that it writes."""
+
+from pathlib import Path
+from typing import Any
+
+from ..conversion_scripts.checkpoint.output import check_folder, is_occupied, staged_output
+from ..conversion_scripts.progress import spinner
+from ..errors import ConversionError
+from ..modeling_nexus import NexusPreTrainedModel
+from .collect import LayerView, check_size, collect
+from .figures import figures, most_changed
+from .load import continued, encode, open_gates, open_model, pieces_of
+from .page import GENERATOR, page
+from .words import spell
+
+PAGE = "index.html"
+FILES = (PAGE, "overview.png", "gates.png")
+SUMMARY = 5  # heads and paths in what is returned
+
+
+def inspect(
+    model: str | Path,
+    prompt: str,
+    out: str | Path | None = None,
+    *,
+    chat: bool = False,
+    generate: int = 0,
+    gates: float | None = None,
+    revision: str | None = None,
+) -> dict[str, Any]:
+    """
+    Runs a Nexus model on `prompt` and writes what its heads attend to, at every level: a page, index.html, and PNGs.
+
+    Args:
+        model: a Nexus model's folder, or a Hub id.
+        prompt: the text.
+        out: folder to write, by default the model's name with "-inspect" in the current folder. An earlier result of
+            this function is replaced, anything else never.
+        chat: put the prompt into the tokenizer's chat template.
+        generate: continue the prompt by at most so many tokens first, greedily.
+        gates: set all gates to this value first, in memory only.
+        revision: branch, tag or commit, for a Hub id.
+
+    Returns: page and files (where they are), model, tokens, prompt_tokens, orders, heads, gates, change (per layer and
+        head), the most changed heads, the paths with the largest gains (in all, and of the last token), and notes.
+
+    Raises:
+        `ConversionError`: the model, the prompt or the output folder is no good, or the page would be too large.
+    """
+    out = Path(out) if out is not None else Path(f"{name_of(model)}-inspect")
+    check_output(out)
+    loaded, tokenizer = open_model(str(model), revision)
+    if gates is not None:
+        own = {name: gate.item() for name, gate in loaded.gates().items()}
+        open_gates(loaded, gates)
+    prompt_ids = encode(loaded, tokenizer, prompt, chat, generate)
+    check_size(loaded.config, prompt_ids.shape[1] + generate)
+    with spinner("running the model and reading its layers"):
+        ids = continued(loaded, prompt_ids, generate)
+        views = collect(loaded, ids)
+    facts = {
+        "model": name_of(model),
+        "tokens": pieces_of(tokenizer, ids[0].tolist()),
+        "prompt_tokens": prompt_ids.shape[1],
+        "gates": gates_of(loaded),
+        "gates_set_to": gates,
+        "gates_open_in_the_model": None if gates is None else sum(value != 0 for value in own.values()),
+        "refined": [branch for branch in ("query", "key") if getattr(loaded.config, f"refine_{branch}")],
+        "shared_projections": loaded.config.share_projections,
+    }
+    notes = []
+    try:
+        files = figures(facts, views)
+    except ImportError:
+        files = {}
+        notes.append("no PNGs, as matplotlib is not installed (pip install matplotlib)")
+    files[PAGE] = page(facts, views).encode()
+    with staged_output(out) as (folder, _):
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    return summary(out, sorted(files), facts, views, notes)
+
+
+def name_of(model: str | Path) -> str:
+    return Path(model).name or Path(model).resolve().name
+
+
+def check_output(out: Path) -> None:
+    """Raises `ConversionError` unless `out` is free or holds an earlier page and its PNGs, and nothing else."""
+    check_folder(out)
+    if not is_occupied(out):
+        return
+    foreign = sorted(path.name for path in out.iterdir() if path.name not in FILES or not path.is_file())
+    if foreign or not is_our_page(out / PAGE):
+        what = foreign[0] if foreign else "a page"
+        raise ConversionError(
+            f"{out}: holds {what}, which this command did not write, so it is not replaced; choose another with --out."
+        )
+
+
+def is_our_page(file: Path) -> bool:
+    try:
+        with file.open(encoding="utf-8") as stream:
+            return GENERATOR in stream.read(2000)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def gates_of(model: NexusPreTrainedModel) -> list[dict[str, Any]]:
+    """By layer, level that gathered (from 1) and branch."""
+    gates = []
+    for layer, module in enumerate(model.base_model.layers):
+        for level in range(1, module.self_attn.order):
+            for branch in ("query", "key"):
+                gate = getattr(module.self_attn.source_norm, f"{branch}_gate_{level}", None)
+                if gate is not None:
+                    gates.append({"layer": layer, "level": level, "branch": branch, "value": gate.item()})
+    return gates
+
+
+def summary(
+    out: Path, files: list[str], facts: dict[str, Any], views: list[LayerView], notes: list[str]
+) -> dict[str, Any]:
+    paths = [
+        {"layer": layer, "head": head, **path.to_dict(), "spelled": spell(path, facts["tokens"])}
+        for layer, view in enumerate(views)
+        for head, of_head in enumerate(view.paths)
+        for path in of_head
+    ]
+    paths.sort(key=lambda path: -path["gain"])
+    last = len(facts["tokens"]) - 1
+    return {
+        "page": str(out / PAGE),
+        "files": [str(out / name) for name in files],
+        **facts,
+        "orders": [view.order for view in views],
+        "heads": len(views[0].change),
+        "change": [view.change for view in views],
+        "most_changed": [
+            {"layer": layer, "head": head, "change": views[layer].change[head]}
+            for layer, head in most_changed(views, SUMMARY)
+            if views[layer].change[head] > 0
+        ],
+        "paths": paths[:SUMMARY],
+        "paths_of_last_token": [path for path in paths if path["query"] == last][:SUMMARY],
+        "notes": notes,
+    }

@@ -1,0 +1,333 @@
+"""Bad input ends in one clear sentence and exit status 1; the source is untouched, nothing that looks done is left."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import checkpoints
+
+
+def edit_config(**changes):
+    def edit(source: Path) -> None:
+        config = json.loads((source / "config.json").read_text())
+        (source / "config.json").write_text(json.dumps(config | changes))
+
+    return edit
+
+
+def edit_weights(edit_tensors):
+    def edit(source: Path) -> None:
+        tensors = load_file(source / "model.safetensors")
+        edit_tensors(tensors)
+        save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+
+    return edit
+
+
+def edit_index(edit_weight_map):
+    def edit(source: Path) -> None:
+        checkpoints.llama(source, max_shard_size="50KB")
+        (source / "model.safetensors").unlink(missing_ok=True)
+        index = json.loads((source / "model.safetensors.index.json").read_text())
+        edit_weight_map(index["weight_map"], source)
+        (source / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return edit
+
+
+def truncate(source: Path) -> None:
+    file = source / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def pickle_only(source: Path) -> None:
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+
+
+def adapter_only(source: Path) -> None:
+    (source / "model.safetensors").rename(source / "adapter_model.safetensors")
+    (source / "adapter_config.json").write_text("{}")
+
+
+def fill(tensors, name, value):
+    tensors[name].view(-1)[7] = value
+
+
+def overwrite(name, content):
+    return lambda source: (source / name).write_bytes(content)
+
+
+def huge_header(source: Path) -> None:
+    (source / "model.safetensors").write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
+
+
+def lying_offsets(source: Path) -> None:
+    """A header that says that a tensor lies beyond the end of the file."""
+    content = (source / "model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header[DOWN]["data_offsets"] = [0, 1 << 50]
+    encoded = json.dumps(header).encode()
+    (source / "model.safetensors").write_bytes(len(encoded).to_bytes(8, "little") + encoded + content[8 + length :])
+
+
+def flip_bit_of_header(source: Path) -> None:
+    content = bytearray((source / "model.safetensors").read_bytes())
+    content[8] ^= 1 << 3
+    (source / "model.safetensors").write_bytes(content)
+
+
+def flip_exponent_bits(source: Path) -> None:
+    """Of a float32 weight, whose exponent then is all ones."""
+
+    def flip(tensors):
+        tensors[DOWN].view(torch.int32).view(-1)[7] |= 0x7F800000
+
+    edit_weights(flip)(source)
+
+
+def duplicate_tensor(source: Path) -> None:
+    edit_index(lambda index, source: None)(source)
+    first, second = sorted(source.glob("model-0000*.safetensors"))[:2]
+    tensors = load_file(second)
+    save_file(tensors | {DOWN: torch.ones(48, 64)} | load_file(first), second, metadata={"format": "pt"})
+
+
+def link(name, target):
+    def make(source: Path) -> None:
+        (source / name).unlink(missing_ok=True)
+        (source / name).symlink_to(target)
+
+    return make
+
+
+def tokenizer_with_code(source: Path) -> None:
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "EvilTokenizer", "auto_map": {"AutoTokenizer": [None, "evil.EvilTokenizer"]}}
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    (source / "tokenizer.json").unlink()
+    (source / "evil.py").write_text("raise SystemExit('this code was run')")
+
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+FAULTS = {
+    "unknown architecture": (edit_config(model_type="mamba"), ["'mamba'"]),
+    "no architecture": (lambda source: overwrite("config.json", b"{}")(source), ["model_type=None", "Known: "]),
+    "no config": (lambda source: (source / "config.json").unlink(), ["has no config.json"]),
+    "config is not JSON": (overwrite("config.json", b"{'a': 1"), ["config.json", "not valid JSON"]),
+    "config is not text": (overwrite("config.json", b"\xff\xfe\x00"), ["config.json", "not valid JSON"]),
+    "config is a list": (overwrite("config.json", b"[]"), ["config.json", "not a JSON object"]),
+    "config of wrong types": (edit_config(hidden_size="wide"), ["config.json", "hidden_size"]),
+    "unknown config field": (edit_config(logit_softcap=30.0), ["logit_softcap=30.0", "unknown"]),
+    "unsupported value": (edit_config(rope_interleaved=True), ["rope_interleaved=True", "not supported"]),
+    "unknown activation": (edit_config(hidden_act="swishish"), ["swishish"]),
+    "quantized": (edit_config(quantization_config={"quant_method": "gptq"}), ["gptq", "dequantize"]),
+    "missing tensor": (edit_weights(lambda t: t.pop(DOWN)), [DOWN, "lacks"]),
+    "unmapped tensor": (
+        edit_weights(lambda t: t.update({"model.rogue": torch.ones(2)})),
+        ["'model.rogue'", "no place"],
+    ),
+    "tensor of a layer too many": (
+        edit_weights(lambda t: t.update({DOWN.replace("1", "9"): t[DOWN].clone()})),
+        ["model.layers.9.mlp", "do not belong together"],
+    ),
+    "misshapen tensor": (edit_weights(lambda t: t.update({DOWN: torch.ones(2, 3)})), [DOWN, "[2, 3]", "[48, 64]"]),
+    "integer tensor": (edit_weights(lambda t: t.update({DOWN: t[DOWN].to(torch.int8)})), [DOWN, "I8"]),
+    "NaN": (edit_weights(lambda t: fill(t, DOWN, float("nan"))), [DOWN, "NaN"]),
+    "Inf": (edit_weights(lambda t: fill(t, DOWN, float("-inf"))), [DOWN, "infinite"]),
+    "truncated shard": (truncate, ["model.safetensors", "truncated"]),
+    "empty shard": (overwrite("model.safetensors", b""), ["model.safetensors", "not a whole"]),
+    "garbage shard": (overwrite("model.safetensors", b"\x00" * 999), ["model.safetensors", "not a whole"]),
+    "missing shard": (
+        edit_index(lambda index, source: (source / index[DOWN]).unlink()),
+        ["lacks the shard model-0000"],
+    ),
+    "tensor not in its shard": (
+        edit_index(lambda index, source: index.update({"model.norm.bias": index[DOWN]})),
+        ["'model.norm.bias'", "lacks tensor"],
+    ),
+    "index that leaves the folder": (
+        edit_index(lambda index, source: index.update({DOWN: "../../etc/passwd"})),
+        ["'../../etc/passwd'", "out of the folder"],
+    ),
+    "index without map": (overwrite("model.safetensors.index.json", b"{}"), ["has no weight_map"]),
+    "pickled weights": (pickle_only, ["pickled", "save_pretrained"]),
+    "adapter only": (adapter_only, ["adapter", "merge_and_unload"]),
+    "bit flipped in a header": (flip_bit_of_header, ["model.safetensors", "not a whole"]),
+    "bits flipped in a weight": (flip_exponent_bits, [DOWN, "checkpoint is broken"]),
+    "huge header": (huge_header, ["model.safetensors", "not a whole"]),
+    "tensor beyond the end": (lying_offsets, ["model.safetensors", "not a whole"]),
+    "tensor in two shards": (duplicate_tensor, ["model-00002", "download the checkpoint again"]),
+    "index that leads to the root": (
+        edit_index(lambda index, source: index.update({DOWN: "/etc/passwd"})),
+        ["'/etc/passwd'", "out of the folder"],
+    ),
+    "index of numbers": (
+        overwrite("model.safetensors.index.json", b'{"weight_map": {"lm_head.weight": 7}}'),
+        ["has no weight_map"],
+    ),
+    "config nested without end": (overwrite("config.json", b"[" * 100_000), ["config.json", "not valid JSON"]),
+    "config with a number of a million digits": (
+        overwrite("config.json", b'{"vocab_size": ' + b"9" * 1_000_000 + b"}"),
+        ["config.json", "not valid JSON"],
+    ),
+    "a billion layers": (edit_config(num_hidden_layers=10**9), ["1000000000", "the weights have 3"]),
+    "a vocabulary beyond all memory": (edit_config(vocab_size=2**62), ["config.json"]),
+    "negative size": (edit_config(intermediate_size=-64), ["intermediate_size=-64"]),
+    "weights linked to elsewhere": (
+        lambda source: (
+            shutil.move(source / "model.safetensors", source.parent / "elsewhere"),
+            link("model.safetensors", source.parent / "elsewhere")(source),
+        ),
+        ["model.safetensors", "symbolic link"],
+    ),
+    "tokenizer file linked to a secret": (link("vocab.txt", "/etc/passwd"), ["vocab.txt", "symbolic link"]),
+    "a folder where a file should be": (
+        lambda source: ((source / "config.json").unlink(), (source / "config.json").mkdir()),
+        ["config.json", "cannot be read"],
+    ),
+    "architecture of foreign code": (
+        edit_config(model_type="evil", auto_map={"AutoModelForCausalLM": "evil.Evil"}),
+        ["'evil'", "Known: "],
+    ),
+    "tokenizer of foreign code": (tokenizer_with_code, ["tokenizer", "code of its own"]),
+    "no weights": (lambda source: (source / "model.safetensors").unlink(), ["has no weights"]),
+}
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def assert_one_sentence(status, output, errors, parts):
+    assert status == 1
+    assert output == ""
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert "Traceback" not in errors
+    for part in parts:
+        assert part in errors
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_broken_source(fault, llama_folder, tmp_path, nexus):
+    break_it, parts = FAULTS[fault]
+    source = Path(shutil.copytree(llama_folder, tmp_path / "source"))
+    break_it(source)
+    before = snapshot(source)
+    assert_one_sentence(*nexus("convert", source, tmp_path / "out"), parts)
+    assert snapshot(source) == before
+    assert not (tmp_path / "out").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"source", "elsewhere"}
+
+
+def test_there_are_many_faults():
+    assert len(FAULTS) >= 45
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--order", "two"], ["--order two", "2,1,1,1"]),
+        (["--order", "2,1"], ["--order", "2 orders", "3 layers"]),
+        (["--order", "0"], ["attention_order=0", "at least 1"]),
+        (["--dtype", "int4"], ["--dtype int4", "bfloat16"]),
+        (["--max-shard-size", "large"], ["--max-shard-size large", "5GB"]),
+        (["--to-source"], ["is not a Nexus model"]),
+        (["--to-source", "--order", "3"], ["--order", "no meaning with --to-source"]),
+    ],
+)
+def test_bad_options(options, parts, llama_folder, tmp_path, nexus):
+    assert_one_sentence(*nexus("convert", llama_folder, tmp_path / "out", *options), parts)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("./nowhere", ["./nowhere", "no such folder"]),
+        ("nowhere", ["nowhere", "no such folder"]),
+        ("nobody/nothing", ["nobody/nothing"]),  # the Hub is out of reach in the tests
+    ],
+)
+def test_source_that_is_not_there(source, parts, tmp_path, nexus):
+    assert_one_sentence(*nexus("convert", source, tmp_path / "out"), parts)
+
+
+def test_broken_and_ambiguous_gguf_files(tmp_path, nexus):
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + b"\x03" * 100)
+    assert_one_sentence(*nexus("convert", tmp_path / "a.gguf", tmp_path / "out"), ["a.gguf", "cannot read"])
+    (tmp_path / "b.gguf").write_bytes(b"")
+    assert_one_sentence(*nexus("convert", tmp_path, tmp_path.parent / "out"), ["a.gguf, b.gguf", "path of one of them"])
+
+
+def test_output_that_may_not_be_written(llama_folder, tmp_path, nexus):
+    source = Path(shutil.copytree(llama_folder, tmp_path / "source"))
+    before = snapshot(source)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for out, parts in [
+        (source, ["within the source"]),
+        (source / "nexus", ["within the source"]),
+        (tmp_path, ["within the source", "holds it"]),
+        (tmp_path / "file", ["is a file"]),
+        (tmp_path / "file" / "out", ["could not be written"]),
+        (tmp_path / "link", ["symbolic link"]),
+        (Path("/proc/nexus"), ["/proc/nexus"]),  # as read-only as a file system can be
+    ]:
+        assert_one_sentence(*nexus("convert", source, out, "--overwrite"), parts)
+    assert snapshot(source) == before
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_no_space_while_writing(llama_folder, tmp_path):
+    """The operating system refuses to let any file grow beyond 100 kB, as a full disk would."""
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+        "from nexus_transformers.conversion_scripts.cli import main; main()"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script, "convert", llama_folder, tmp_path / "out"], capture_output=True, text=True
+    )
+    assert_one_sentence(process.returncode, process.stdout, process.stderr, ["could not be written"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_space_seen_before_writing(llama_folder, tmp_path):
+    from nexus_transformers.conversion_scripts.checkpoint.output import check_free_space
+    from nexus_transformers.errors import ConversionError
+
+    with pytest.raises(ConversionError, match=r"GB free, but the model needs 1000000000\.00 GB"):
+        check_free_space(tmp_path / "a" / "b", 10**18)
+    check_free_space(tmp_path / "a" / "b", 1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody without permissions")
+@pytest.mark.parametrize("what", ["source", "output"])
+def test_no_permission(what, llama_folder, nexus):
+    """As the user nobody, in folders that others can enter."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        source = Path(shutil.copytree(llama_folder, f"{place}/source"))
+        Path(place, "writable").mkdir()
+        Path(place, "writable").chmod(0o777)
+        out = Path(place, "writable", "out") if what == "source" else Path(place, "out")
+        (source / "model.safetensors").chmod(0o600 if what == "source" else 0o644)
+        os.seteuid(65534)
+        try:
+            result = nexus("convert", source, out, "--no-verify")
+        finally:
+            os.seteuid(0)
+        named = "model.safetensors" if what == "source" else "out"
+        assert_one_sentence(*result, [named, "ermission denied"])
+        assert not out.exists()

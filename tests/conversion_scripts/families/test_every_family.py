@@ -1,0 +1,118 @@
+"""
+Every family through the real command: a tiny model of Transformers' own class -> Nexus, equal in logits -> back, equal
+in every tensor of its files and in what its config says.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import checkpoints
+from nexus_transformers import NexusForCausalLM
+from nexus_transformers.conversion_scripts.families import FAMILIES, METADATA_FIELDS
+from nexus_transformers.conversion_scripts.verification.verify import FUSED_TOLERANCE
+
+YARN = {"rope_type": "yarn", "rope_theta": 54321.0, "factor": 4.0, "original_max_position_embeddings": 128}
+VARIANTS = {
+    "float32": {},
+    "bfloat16, in shards": {"dtype": torch.bfloat16, "max_shard_size": "40KB", "tie_word_embeddings": False},
+    "tied, yarn, padded vocabulary": {"tie_word_embeddings": True, "rope_parameters": YARN, "vocab_size": 530},
+}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def function_fields(folder: Path) -> dict:
+    config = AutoConfig.from_pretrained(folder).to_dict()
+    ignored = METADATA_FIELDS | {"original_max_position_embeddings"}  # which says nothing without LongRoPE
+    return {name: value for name, value in config.items() if name not in ignored}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_there_and_back(model_type, variant, tmp_path, nexus):
+    source, there, back = tmp_path / "source", tmp_path / "nexus", tmp_path / "back"
+    changes = dict(VARIANTS[variant])
+    if model_type == "phi3":
+        changes.pop("rope_parameters", None)  # it knows LongRoPE only
+    checkpoints.save(model_type, source, **changes)
+    fused = FAMILIES[model_type].fused
+    options = ["--order", "1,3,2", "--max-shard-size", "60KB"]
+    if "in shards" not in variant:
+        options.append("--no-verify")
+    status, output, errors = nexus("convert", source, there, "--json", *options)
+    assert (status, errors) == (0, "")
+    if figures := json.loads(output).get("verification"):
+        assert figures["max_abs_logit_difference"] <= (FUSED_TOLERANCE * figures["max_abs_logit"] if fused else 0.0)
+        assert figures["dtype"] == ("float32" if fused else "bfloat16")
+        assert min(figures["negative_controls"].values()) > 0.01
+
+    ids = torch.randint(checkpoints.VOCAB_SIZE, (2, 40))
+    expected = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)(ids).logits
+    actual = NexusForCausalLM.from_pretrained(there, dtype=torch.float32)(ids).logits
+    assert (actual - expected).abs().max() <= (FUSED_TOLERANCE * expected.abs().max() if fused else 0.0)
+
+    status, output, errors = nexus("convert", there, back, "--to-source", "--json", "--no-verify")
+    assert (status, errors) == (0, "")
+    original, returned = weights(source), weights(back)
+    assert set(returned) == set(original)
+    for name, tensor in original.items():
+        assert returned[name].dtype == tensor.dtype
+        assert torch.equal(returned[name], tensor)
+    assert function_fields(back) == function_fields(source)
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        assert (back / name).read_bytes() == (source / name).read_bytes()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox"])
+def test_the_way_back_is_verified_and_says_so(model_type, tmp_path, nexus):
+    checkpoints.save(model_type, tmp_path / "source")
+    assert nexus("convert", tmp_path / "source", tmp_path / "nexus", "--no-verify")[0] == 0
+    status, output, errors = nexus("convert", tmp_path / "nexus", tmp_path / "back", "--to-source")
+    assert (status, errors) == (0, "")
+    assert f"a {model_type} model" in output
+    assert "Verified in a fresh process" in output
+    status, output, _ = nexus("convert", tmp_path / "nexus", tmp_path / "back", "--to-source")
+    assert (status, "already complete" in output) == (0, True)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "back")
+    assert type(loaded).__module__.startswith("transformers.models.")
+
+
+@pytest.mark.parametrize("model_type", ["gpt_neox", "phi3"])
+def test_another_activation_is_not_within_the_tolerance_for_fused_products(model_type, tmp_path, nexus):
+    checkpoints.save(model_type, tmp_path / "source", hidden_act="gelu")
+    assert nexus("convert", tmp_path / "source", tmp_path / "nexus", "--no-verify")[0] == 0
+    config = json.loads((tmp_path / "nexus" / "config.json").read_text())
+    (tmp_path / "nexus" / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu_new"}))
+    status, _, errors = nexus("verify", tmp_path / "source", tmp_path / "nexus")
+    assert status == 1
+    assert "not the same function" in errors
+
+
+def test_what_no_standard_model_computes_is_not_converted_back(llama_folder, tmp_path, nexus):
+    def refused(model, *parts, arguments=()):
+        status, output, errors = nexus("convert", model, tmp_path / "back", "--to-source", *arguments)
+        assert (status, output, errors.count("\n")) == (1, "", 1)
+        assert all(part in errors for part in parts), errors
+        assert not (tmp_path / "back").exists()
+
+    assert nexus("convert", llama_folder, tmp_path / "open", "--no-verify", "--gate-init", "0.25")[0] == 0
+    refused(tmp_path / "open", "6 of its 6 gates are open", "0.25")
+    assert nexus("convert", llama_folder, tmp_path / "nested", "--no-verify", "--no-gate")[0] == 0
+    refused(tmp_path / "nested", "nested without gates")
+    assert nexus("convert", llama_folder, tmp_path / "closed", "--no-verify")[0] == 0
+    refused(tmp_path / "closed", "qk_norm", arguments=("--family", "qwen3"))
+    refused(tmp_path / "closed", "Known: ", arguments=("--family", "elephant"))
+    refused(llama_folder, "is not a Nexus model")
+
+    NexusForCausalLM.from_pretrained(tmp_path / "closed").save_pretrained(tmp_path / "saved")  # as Trainer does
+    refused(tmp_path / "saved", "--family")
+    arguments = ("convert", tmp_path / "saved", tmp_path / "back", "--to-source", "--family", "llama")
+    assert nexus(*arguments)[0] == 0
+    assert set(weights(tmp_path / "back")) == set(weights(llama_folder))

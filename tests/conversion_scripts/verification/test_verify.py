@@ -1,0 +1,171 @@
+"""`nexus verify` passes what computes the source's function, and says where anything else first differs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import checkpoints
+from nexus_transformers.conversion_scripts.convert import convert
+from nexus_transformers.conversion_scripts.verification.verify import judge, verify
+from nexus_transformers.errors import ConversionError
+
+
+@pytest.fixture(scope="module")
+def converted(llama_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("converted") / "out"
+    convert(llama_folder, out, verify=False)
+    return out
+
+
+@pytest.fixture
+def out(converted, tmp_path):
+    return Path(shutil.copytree(converted, tmp_path / "out"))
+
+
+def edit_weights(out, edit):
+    tensors = load_file(out / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+
+
+def replace_in(file, old, new):
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+
+
+def test_verify_passes_and_adds_its_figures_to_the_report(llama_folder, out, nexus):
+    status, output, errors = nexus("verify", llama_folder, out)
+    assert (status, errors) == (0, "")
+    assert "max |Δlogit| 0.0" in output
+    report = json.loads((out / "conversion_report.json").read_text())
+    assert report["source"]["model_type"] == "llama"
+    assert report["verification"]["added_parameters"] == 6
+    assert report["verification"]["added_bytes"] == 24
+    assert report["verification"]["identical_parameters"] == report["source"]["parameters"]
+    assert report["verification"]["file_bytes"] == (out / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_layer_by_layer_gives_the_same_report_with_most_weights_on_the_disk(tied, tmp_path, nexus):
+    source = checkpoints.llama(tmp_path / "source", tie_word_embeddings=tied, max_shard_size="60KB")
+    figures = convert(source, tmp_path / "out", layer_by_layer=True)["verification"]
+    assert figures["layer_by_layer"] is True
+    assert figures["positions"] == 2 * 32 + 32 + 16
+    assert figures["max_abs_logit_difference"] == 0.0
+    assert len(figures["negative_controls"]) == 2
+    assert min(figures["negative_controls"].values()) > 0.01
+
+    replace_in(tmp_path / "out" / "modeling_nexus.py", "config.head_dim**-0.5", "1.001 * config.head_dim**-0.5")
+    status, _, errors = nexus("verify", source, tmp_path / "out", "--layer-by-layer")
+    assert status == 1
+    assert "the first layer to differ is number 0" in errors
+
+
+def test_what_does_not_fit_in_memory_is_verified_layer_by_layer(llama_folder, out, monkeypatch):
+    memory = type("Memory", (), {"available": 10_000})
+    monkeypatch.setattr(
+        "nexus_transformers.conversion_scripts.verification.verify.psutil.virtual_memory", lambda: memory
+    )
+    assert verify(llama_folder, out)["layer_by_layer"] is True
+
+
+def test_trained_gates_are_closed_in_memory(llama_folder, out, nexus):
+    edit_weights(out, lambda t: [tensor.fill_(0.3) for name, tensor in t.items() if ".source_norm." in name])
+    assert nexus("verify", llama_folder, out)[0] == 0
+    report = json.loads((out / "conversion_report.json").read_text())
+    assert report["verification"]["gates_closed_in_memory"] == 6
+    gates = [tensor for name, tensor in load_file(out / "model.safetensors").items() if ".source_norm." in name]
+    assert all(gate.item() == pytest.approx(0.3) for gate in gates), "the file is as it was"
+
+
+def change_one_weight(out):
+    edit_weights(out, lambda t: t["model.layers.2.mlp.up_proj.weight"].view(-1)[:1].add_(1e-3))
+
+
+def drop_one_weight(out):
+    edit_weights(out, lambda t: t.pop("model.norm.weight"))
+
+
+def add_one_weight(out):
+    edit_weights(out, lambda t: t.update({"model.extra.weight": torch.ones(1)}))
+
+
+def change_the_scaling(out):
+    replace_in(out / "modeling_nexus.py", "config.head_dim**-0.5", "1.001 * config.head_dim**-0.5")
+
+
+def break_the_cache(out):
+    old = "key, value = past_key_values.update(key, value, self.layer_idx)"
+    new = f"{old}; value = value.roll(1, 2) if query.shape[2] == 1 else value"
+    replace_in(out / "modeling_nexus.py", old, new)
+
+
+def change_the_tokenizer(out):
+    tokenizer = json.loads((out / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:50]
+    (out / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def change_the_chat_template(out):
+    replace_in(out / "chat_template.jinja", "assistant", "asistant")
+
+
+def import_our_package(out):
+    file = out / "modeling_nexus.py"
+    file.write_text("import nexus_transformers\n" + file.read_text())
+
+
+def make_it_a_llama(out):
+    replace_in(out / "config.json", '"model_type": "nexus"', '"model_type": "llama"')
+
+
+@pytest.mark.parametrize(
+    ("tamper", "parts"),
+    [
+        (change_one_weight, ["'model.layers.2.mlp.up_proj.weight'", "first that differs"]),
+        (drop_one_weight, ["lacks tensor 'model.norm.weight'"]),
+        (add_one_weight, ["'model.extra.weight'", "does not have"]),
+        (change_the_scaling, ["not the same function", "first at token 1 of passage 0"]),
+        (break_the_cache, ["greedy continuation", "KV cache"]),
+        (change_the_tokenizer, ["tokenizer", "'The capital of France is'"]),
+        (change_the_chat_template, ["chat template"]),
+        (import_our_package, ["could not be loaded", "nexus_transformers"]),
+        (make_it_a_llama, ["is not a Nexus model"]),
+    ],
+)
+def test_what_is_not_the_same_function_is_refused(tamper, parts, llama_folder, out, nexus):
+    tamper(out)
+    status, output, errors = nexus("verify", llama_folder, out)
+    assert (status, output) == (1, "")
+    assert errors.startswith("error: ")
+    assert "Traceback" not in errors
+    for part in parts:
+        assert part in errors
+
+
+def test_failed_verification_leaves_no_output(llama_folder, tmp_path, nexus, monkeypatch):
+    """Converting with a broken model file: the check in the fresh process is what stops it."""
+    root = Path(shutil.copytree(Path(convert.__code__.co_filename).parent.parent, tmp_path / "root", ignore=ignored))
+    replace_in(root / "modeling_nexus.py", "config.head_dim**-0.5", "1.001 * config.head_dim**-0.5")
+    monkeypatch.setattr("nexus_transformers.conversion_scripts.convert.ROOT", root)
+    status, _, errors = nexus("convert", llama_folder, tmp_path / "out")
+    assert status == 1
+    assert "not the same function" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
+
+
+def ignored(folder, names):
+    return [name for name in names if not (name.endswith(".py") or name == "conversion_scripts")]
+
+
+def test_a_check_that_sees_nothing_is_not_a_check():
+    figures = {"max_abs_logit_difference": 0.0, "tolerance": 0.0, "greedy_equal": True}
+    figures["negative_controls"] = {"heads swapped": 0.0}
+    with pytest.raises(ConversionError, match="the check is blind"):
+        judge(figures, Path("out"))
+    judge(figures | {"negative_controls": {"heads swapped": 1e-6}}, Path("out"))

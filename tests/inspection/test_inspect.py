@@ -1,0 +1,235 @@
+"""`nexus inspect`: it shows what the model computes, finds the paths that are there, and bad input is one sentence."""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+import checkpoints
+import nexus_transformers
+from nexus_transformers import NexusConfig, NexusForCausalLM, NexusForSequenceClassification
+from nexus_transformers.errors import ConversionError
+from nexus_transformers.inspection import inspect
+from nexus_transformers.inspection.collect import MAX_CELLS, check_size, collect
+from nexus_transformers.inspection.paths import MIN_GAIN
+
+ROOT = Path(nexus_transformers.__file__).parent
+PROMPT = "An exception is raised by the class."
+
+
+def data_of(page):
+    """The data that a page carries, and its maps, (layers) of (order, heads, T, T)."""
+    text = Path(page).read_text(encoding="utf-8")
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+    packed = re.search(r'<script type="text/plain" id="packed-maps">(.*?)</script>', text, re.DOTALL)[1]
+    numbers = np.frombuffer(base64.b64decode(packed), "<u2") / 65535
+    size = len(data["tokens"])
+    rows, columns = np.tril_indices(size)
+    maps = []
+    for order in data["orders"]:
+        shape = (order, data["heads"], len(rows))
+        layer, numbers = np.split(numbers, [np.prod(shape)])
+        whole = np.zeros((order, data["heads"], size, size))
+        whole[:, :, rows, columns] = layer.reshape(shape)
+        maps.append(whole)
+    assert len(numbers) == 0
+    return data, maps
+
+
+def attentions_of(folder, ids, gates=None):
+    """As Transformers records them, one per call, in the order of the calls; grouped by layer."""
+    model = NexusForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    if gates is not None:
+        for gate in model.gates().values():
+            gate.data.fill_(gates)
+    with torch.no_grad():
+        calls = iter(model(torch.tensor([ids]), output_attentions=True).attentions)
+    return [np.stack([next(calls)[0].float().numpy() for _ in range(order)]) for order in model.config.layer_orders]
+
+
+def test_the_page_holds_every_map_that_the_model_computes(nexus_folder, tmp_path):
+    for gates in (None, 0.3):
+        result = inspect(nexus_folder, PROMPT, tmp_path / "out", gates=gates)
+        data, maps = data_of(result["page"])
+        ids = checkpoints.tokenizer()(PROMPT)["input_ids"]
+        assert "".join(data["tokens"]) == PROMPT
+        expected = attentions_of(nexus_folder, ids, gates)
+        assert [layer.shape for layer in maps] == [(2, 4, len(ids), len(ids))] * 3
+        for actual, wanted in zip(maps, expected, strict=True):
+            np.testing.assert_allclose(actual, wanted, atol=1 / 65535)
+        change = [np.abs(layer[-1] - layer[0]).sum(-1).mean(-1) / 2 for layer in expected]
+        np.testing.assert_allclose(data["change"], change, atol=1e-4)
+    assert max(map(max, data["change"])) > 0.05, "opened gates do something"
+
+
+def test_closed_gates_have_no_paths_and_open_ones_do(nexus_folder, tmp_path):
+    closed = inspect(nexus_folder, PROMPT, tmp_path / "closed")
+    assert closed["paths"] == closed["most_changed"] == []
+    assert {gate["value"] for gate in closed["gates"]} == {0.0}
+    assert not any(any(heads) for heads in data_of(closed["page"])[0]["paths"])
+    opened = inspect(nexus_folder, PROMPT, tmp_path / "opened", gates=0.5)
+    assert opened["paths"] and {gate["value"] for gate in opened["gates"]} == {0.5}
+    assert opened["gates_open_in_the_model"] == 0
+    assert NexusForCausalLM.from_pretrained(nexus_folder).gates().popitem()[1].item() == 0, "the folder is as it was"
+
+
+def test_order_1_has_one_level_and_no_paths(save_nexus, tmp_path):
+    result = inspect(save_nexus(attention_order=1), PROMPT, tmp_path / "out")
+    data, maps = data_of(result["page"])
+    assert data["orders"] == [1, 1] and len(maps[0]) == 1
+    assert result["paths"] == result["most_changed"] == result["gates"] == []
+
+
+def test_paths_name_what_is_in_the_maps(save_nexus, tmp_path):
+    """At order 3, a hop goes back from level 2 and, where what level 2 did is new too, another from level 1."""
+    folder = save_nexus(attention_order=3)
+    result = inspect(folder, PROMPT, tmp_path / "out")
+    data, _ = data_of(result["page"])
+    expected = attentions_of(folder, checkpoints.tokenizer()(PROMPT)["input_ids"])
+    lengths, branches = set(), set()
+    for layer, heads in enumerate(data["paths"]):
+        weights = expected[layer]
+        for head, paths in enumerate(heads):
+            pairs = {(query, target) for query, target, *_ in paths}
+            gains = weights[2, head] - weights[0, head]
+            for row, wanted in enumerate(gains):
+                large = {(row, int(target)) for target in np.argsort(-wanted)[:4] if wanted[target] >= MIN_GAIN + 1e-6}
+                assert large <= pairs
+            for query, target, gain, chains in paths:
+                assert gain == pytest.approx(gains[query, target], abs=1e-3)
+                for chain in chains:
+                    lengths.add(len(chain))
+                    branches.add(chain[0][0])
+                    start = [target, query]
+                    for number, (branch, level, token, inner_head, weight, credit) in enumerate(chain):
+                        assert level == 2 - number and credit > 0
+                        gatherer = start[0] if branch == "key" else start[1]
+                        assert weight == pytest.approx(weights[level - 1, inner_head, gatherer, token], abs=1e-3)
+                        start = [token, gatherer]
+    assert lengths == {1, 2} and branches == {"query", "key"}
+
+
+@pytest.fixture(scope="module")
+def induction(tmp_path_factory):
+    """The example's model, trained: `induction(order)` -> (folder, accuracy)."""
+
+    def run(order):
+        folder = tmp_path_factory.mktemp("induction") / f"order-{order}"
+        command = [sys.executable, ROOT / "examples" / "induction.py", folder, "--order", str(order)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return folder, float(re.search(r"accuracy (\S+)", output)[1])
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_path_of_induction_is_found(induction, tmp_path):
+    """A B ... A: the second A looks at B, whose key was gathered from the first A."""
+    folder, accuracy = induction(2)
+    assert accuracy > 0.99
+    pairs = ["red cat", "fog owl", "blue dog", "fir ash", "sun rose", "green fox"]
+    for asked in range(5):
+        words = " ".join([*pairs, pairs[asked].split()[0]])
+        result = inspect(folder, words, tmp_path / "out")
+        first, answer = result["paths_of_last_token"][0], 2 * asked + 1
+        assert (first["query"], first["target"]) == (12, answer) and first["gain"] > 0.5, first["spelled"]
+        (key,) = [chain for chain in first["chains"] if chain[0]["branch"] == "key"]
+        assert key[0]["token"] == answer - 1
+        assert key[0]["credit"] > 2
+        question, answer_word = pairs[asked].split()
+        assert f'"{question}"(12) → "{answer_word}"({answer})' in first["spelled"] or (
+            first["chains"][0][0]["branch"] == "query"
+        )
+
+
+@pytest.mark.slow
+def test_without_nesting_there_is_no_such_path(induction, tmp_path):
+    folder, accuracy = induction(1)
+    assert accuracy < 0.2
+    result = inspect(folder, "red cat fog owl blue dog red", tmp_path / "out")
+    assert result["paths"] == []
+
+
+def test_chat_and_generate(nexus_folder, tmp_path):
+    plain = inspect(nexus_folder, PROMPT, tmp_path / "plain")
+    chat = inspect(nexus_folder, PROMPT, tmp_path / "chat", chat=True)
+    assert chat["tokens"][0] == "<|im_start|>" and PROMPT in "".join(chat["tokens"])
+    assert "".join(chat["tokens"]).endswith("assistant\n")
+    longer = inspect(nexus_folder, PROMPT, tmp_path / "longer", generate=5)
+    assert longer["prompt_tokens"] == len(plain["tokens"]) and len(longer["tokens"]) == len(plain["tokens"]) + 5
+    model = NexusForCausalLM.from_pretrained(nexus_folder).eval()
+    ids = torch.tensor([checkpoints.tokenizer()(PROMPT)["input_ids"]])
+    for _ in range(5):
+        ids = torch.cat((ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)), dim=1)
+    _, maps = data_of(longer["page"])
+    for actual, wanted in zip(maps, attentions_of(nexus_folder, ids[0].tolist()), strict=True):
+        np.testing.assert_allclose(actual, wanted, atol=1e-4)
+
+
+def test_bfloat16_weights_and_other_heads(save_nexus, tmp_path):
+    folder = save_nexus(NexusForSequenceClassification, num_labels=3, dtype="bfloat16")
+    result = inspect(folder, PROMPT, tmp_path / "out")
+    assert result["orders"] == [2, 2]
+    model = NexusForSequenceClassification.from_pretrained(folder, attn_implementation="eager").model.eval()
+    ids = torch.tensor([checkpoints.tokenizer()(PROMPT)["input_ids"]])
+    expected = model(ids, output_attentions=True).attentions
+    np.testing.assert_allclose(data_of(result["page"])[1][0][1], expected[1][0].float().detach(), atol=1 / 65535)
+    with pytest.raises(ConversionError, match="cannot continue a text"):
+        inspect(folder, PROMPT, tmp_path / "more", generate=3)
+
+
+def test_the_page_stands_alone(save_nexus, tmp_path):
+    """Nothing in it points anywhere, and a prompt cannot break out of its place."""
+    prompt = "</script><img src=x onerror=alert(1)> @maps@ <!-- & \x00\n"
+    result = inspect(save_nexus(), prompt, tmp_path / "out")
+    text = Path(result["page"]).read_text(encoding="utf-8")
+    assert "default-src 'none'" in text
+    assert set(re.findall(r"\bhttps?://[^\s\"'`]+", text)) == {"http://www.w3.org/2000/svg"}
+    assert "<img" not in text and text.count("</script>") == 3
+    assert not re.search(r"\b(fetch|XMLHttpRequest|import|eval)\s*\(", text)
+    assert not re.search(r"@(generator|title|style|data|scripts)@", text), "every mark of the template is filled"
+    assert "".join(data_of(result["page"])[0]["tokens"]) == prompt
+
+
+def test_pngs_show_what_they_should(nexus_folder, tmp_path):
+    result = inspect(nexus_folder, PROMPT, tmp_path / "out", gates=0.3)
+    assert [Path(file).name for file in result["files"]] == ["gates.png", "index.html", "overview.png"]
+    overview, gates = (imread(tmp_path / "out" / name) for name in ("overview.png", "gates.png"))
+    assert overview.shape[0] > 600 and overview.shape[1] > 600
+    for picture in (overview, gates):
+        assert picture[..., :3].std() > 0.05, "it is not blank"
+    # half of the bars are the queries' blue, half the keys' orange
+    blue, orange = (
+        np.abs(gates[..., :3] - np.array(colour) / 255).max(-1) < 0.02
+        for colour in ((0x1F, 0x5F, 0xBF), (0xC2, 0x57, 0x0C))
+    )
+    assert blue.sum() > 1000 and blue.sum() == pytest.approx(orange.sum(), rel=0.1)
+
+
+def test_a_page_too_large_for_a_browser_is_refused():
+    """With the number of tokens that it can show, which it then does show."""
+    config = NexusConfig(attention_order=2, num_layers=80, num_attention_heads=64, hidden_size=8192)
+    with pytest.raises(ConversionError, match=r"can show (\d+) tokens") as error:
+        check_size(config, 500)
+    fit = int(re.search(r"show (\d+) tokens", str(error.value))[1])
+    check_size(config, fit)
+    assert 80 * 2 * 64 * fit * (fit + 1) / 2 <= MAX_CELLS < 80 * 2 * 64 * (fit + 3) * (fit + 4) / 2
+
+
+def test_nothing_of_the_model_is_changed(save_nexus):
+    """The hooks are gone, and a second look sees the same."""
+    model = NexusForCausalLM.from_pretrained(save_nexus(), attn_implementation="eager").eval()
+    ids = torch.arange(9)[None]
+    before = model(ids).logits
+    one, other = collect(model, ids), collect(model, ids)
+    assert torch.equal(model(ids).logits, before)
+    assert all(not module._forward_hooks for module in model.modules())
+    for first, second in zip(one, other, strict=True):
+        assert np.array_equal(first.maps, second.maps) and first.paths == second.paths

@@ -21,6 +21,7 @@ d head size.
 """
 
 import functools
+import warnings
 
 import torch
 from torch import nn
@@ -86,9 +87,12 @@ def refuse_unknown(arguments: dict) -> None:
 
 def one_of(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
     """The cache, by whichever of its two names it came."""
-    if cache is not None and past_key_values is not None:
-        raise ValueError("Pass the cache once: as `cache`, or as `past_key_values`, its name before Transformers 5.24.")
-    cache = past_key_values if cache is None else cache
+    if past_key_values is not None:
+        if cache is not None:
+            raise ValueError("Pass the cache once: as `cache`, or by its old name, `past_key_values`.")
+        if CACHE == "cache" and not torch.compiler.is_compiling():
+            warnings.warn("`past_key_values` is deprecated. Use `cache` instead.", FutureWarning, stacklevel=3)
+        cache = past_key_values
     if cache is not None and not hasattr(cache, "update"):
         raise TypeError(f"The cache must be a `Cache` of Transformers, such as `DynamicCache`, not a {type(cache)}.")
     return cache

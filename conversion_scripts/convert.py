@@ -15,7 +15,7 @@ from ..configuration_nexus import AUTO_MAP, NexusConfig
 from ..errors import ConversionError
 from ..tokenization import carry_over_tokenizer, check_tokenizer, keep_tokenizer_class, rebuild_gguf_tokenizer
 from ..tokenization.check import remote_code
-from .checkpoint.output import check_output
+from .checkpoint.output import MODEL, check_output, is_our_model
 from .checkpoint.pipeline import produce
 from .checkpoint.plan import plan_nexus
 from .checkpoint.shards import sha256
@@ -67,7 +67,7 @@ def convert(
             left at `out` then, and what was there before still is.
     """
     out = Path(out)
-    check_output(out, Path(source) if Path(source).exists() else None)
+    check_output(out, MODEL, is_our_model, inputs=[Path(source).expanduser()])
     opened = open_source(source, revision)
     config = nexus_config(opened, order, gate_init, dtype)
     plan = plan_nexus(opened, config, dtype)

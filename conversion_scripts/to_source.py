@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ..configuration_nexus import NexusConfig
 from ..errors import ConversionError
 from ..tokenization import carry_over_tokenizer
-from .checkpoint.output import REPORT_FILE, check_output
+from .checkpoint.output import MODEL, REPORT_FILE, check_output, is_our_model
 from .checkpoint.pipeline import produce
 from .checkpoint.plan import plan_source
 from .checkpoint.source import Checkpoint, open_checkpoint, open_source, read_json
@@ -38,7 +38,7 @@ def convert_to_source(
             that function.
     """
     nexus, out = Path(nexus), Path(out)
-    check_output(out, nexus)
+    check_output(out, MODEL, is_our_model, inputs=[nexus])
     opened, config = open_nexus(nexus)
     check_standard(opened, config)
     target = family_of(family or family_of_report(nexus))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import alongside, bytes_bar
-from .output import check_free_space, check_overwrite, is_occupied, staged_output
+from .output import MODEL, check_free_space, check_output, is_occupied, is_our_model, staged_output
 from .report import (
     add_files,
     describe_plan,
@@ -47,7 +47,7 @@ def produce(
             write_report(out, report)
             describe(out, report)
         return report | {"unchanged": True}
-    check_overwrite(out, overwrite)
+    check_output(out, MODEL, is_our_model, overwrite=overwrite)
     total = total_bytes(plan)
     check_free_space(out, total)
     with staged_output(out, state_of(opened, plan, options)) as (folder, resume):

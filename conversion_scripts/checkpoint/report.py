@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConversionError
+from ...errors import CheckpointError
 from ...tokenization import CARRIED_FILES
 from ..hub.card import source_card_data
 from ..progress import bytes_bar
@@ -61,7 +61,7 @@ def source_bytes(opened: Checkpoint) -> int:
 
 def hash_source(opened: Checkpoint, advance: Callable[[int], None]) -> dict[str, dict[str, Any]]:
     """
-    File name -> bytes and sha256. Raises `ConversionError` if a file from the Hub is not what the Hub said it is: its
+    File name -> bytes and sha256. Raises `CheckpointError` if a file from the Hub is not what the Hub said it is: its
     cache names large files by their hash.
     """
     described = {}
@@ -69,7 +69,7 @@ def hash_source(opened: Checkpoint, advance: Callable[[int], None]) -> dict[str,
         described[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file, advance)}
         blob = file.resolve().name
         if opened.revision and len(blob) == 64 and blob != described[file.name]["sha256"]:
-            raise ConversionError(
+            raise CheckpointError(
                 f"{opened.label}: the downloaded {file.name} is damaged (its sha256 is not the Hub's). Delete "
                 f"{file.resolve()} and convert again."
             )
@@ -110,7 +110,7 @@ def identical_result(out: Path, opened: Checkpoint, options: dict[str, Any]) -> 
         same = same and {file.name: file.stat().st_size for file in source_files(opened)} == {
             name: description["bytes"] for name, description in made_of.items()
         }
-    except (ConversionError, KeyError, TypeError, AttributeError):
+    except (CheckpointError, KeyError, TypeError, AttributeError):
         return None  # no report, or one of another version
     if not same:
         return None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 
-from ...errors import ConversionError
+from ...errors import CheckpointError
 from .output import Resume, write_json
 from .source import INDEX_FILE, SAFETENSORS_DTYPES
 
@@ -70,12 +70,12 @@ def write_weights(
 
 
 def shard_layout(plan: dict[str, Planned], max_shard_size: int | str) -> Any:
-    """huggingface_hub's, by which `save_pretrained` divides a model too. Raises `ConversionError` on a bad size."""
+    """huggingface_hub's, by which `save_pretrained` divides a model too. Raises `CheckpointError` on a bad size."""
     tensors = {name: planned.tensor for name, planned in plan.items()}
     try:
         return split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
     except ValueError as error:
-        raise ConversionError(f"--max-shard-size {max_shard_size}: give a size such as 5GB or 200MB.") from error
+        raise CheckpointError(f"--max-shard-size {max_shard_size}: give a size such as 5GB or 200MB.") from error
 
 
 def total_bytes(plan: dict[str, Planned]) -> int:
@@ -112,7 +112,7 @@ def pieces(planned: Planned) -> Iterator[memoryview]:
     try:
         tensor = planned.read()
     except OSError as error:
-        raise ConversionError(f"{planned.origin}: could not be read ({error.strerror or error}).") from error
+        raise CheckpointError(f"{planned.origin}: could not be read ({error.strerror or error}).") from error
     for piece in tensor.reshape(-1).split(PIECE):
         converted = piece.to(dtype)
         if not is_finite(converted):
@@ -120,7 +120,7 @@ def pieces(planned: Planned) -> Iterator[memoryview]:
                 kind = f"values too large for {str(dtype).removeprefix('torch.')}; choose another --dtype"
             else:
                 kind = ("NaN" if torch.isnan(piece).any() else "infinite values") + "; the checkpoint is broken"
-            raise ConversionError(f"{planned.origin} holds {kind}.")
+            raise CheckpointError(f"{planned.origin} holds {kind}.")
         yield memoryview(converted.contiguous().view(torch.uint8).numpy())
 
 

@@ -17,7 +17,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from ...errors import ConversionError
+from ...errors import CheckpointError
 from ..families import Family, family_of
 from ..progress import quiet_when_piped
 
@@ -93,7 +93,7 @@ class Source(Checkpoint):
 
 
 def open_source(source: str | Path, revision: str | None = None) -> Source:
-    """Raises `ConversionError` for anything that cannot be read as a checkpoint of a causal language model."""
+    """Raises `CheckpointError` for anything that cannot be read as a checkpoint of a causal language model."""
     source = str(source)
     path = Path(source).expanduser()
     if path.is_file() and path.suffix == ".gguf":
@@ -101,7 +101,7 @@ def open_source(source: str | Path, revision: str | None = None) -> Source:
     if path.is_dir():
         folder, revision = path, None
     elif path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise ConversionError(
+        raise CheckpointError(
             f"{source}: no such folder. Give a checkpoint folder, a .gguf file, or a Hub id such as user/name."
         )
     else:
@@ -110,7 +110,7 @@ def open_source(source: str | Path, revision: str | None = None) -> Source:
     if gguf_files and not any(folder.glob("*.safetensors")):
         if len(gguf_files) > 1:
             names = ", ".join(file.name for file in gguf_files)
-            raise ConversionError(
+            raise CheckpointError(
                 f"{folder}: has several GGUF files ({names}); give the path of one of them as SOURCE."
             )
         return open_gguf(source, gguf_files[0])
@@ -121,19 +121,19 @@ def download(repo_id: str, revision: str | None) -> tuple[Path, str]:
     try:
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=DOWNLOADED_FILES))
     except GatedRepoError as error:
-        raise ConversionError(
+        raise CheckpointError(
             f"{repo_id}: is gated on the Hub; accept its terms on its page and log in with `hf auth login`."
         ) from error
     except RevisionNotFoundError as error:
-        raise ConversionError(f"{repo_id}: has no revision {revision!r} on the Hub.") from error
+        raise CheckpointError(f"{repo_id}: has no revision {revision!r} on the Hub.") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ConversionError(
+        raise CheckpointError(
             f"{repo_id}: no such folder here, and no such model on the Hub that this account may see. Check the "
             "spelling, or log in with `hf auth login` if it is private."
         ) from error
     except OSError as error:
         reason = str(error).splitlines()[0]
-        raise ConversionError(f"{repo_id}: could not be downloaded from the Hub ({reason}).") from error
+        raise CheckpointError(f"{repo_id}: could not be downloaded from the Hub ({reason}).") from error
     return folder, folder.name
 
 
@@ -142,7 +142,7 @@ def open_safetensors(label: str, folder: Path, revision: str | None) -> Source:
     if "quantization_config" in raw_config:
         method = raw_config["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
-        raise ConversionError(
+        raise CheckpointError(
             f"{folder}: is quantized ({method}). Load it with Transformers, call model.dequantize(), save it, and "
             "convert that."
         )
@@ -154,7 +154,7 @@ def open_safetensors(label: str, folder: Path, revision: str | None) -> Source:
 
 def check_links(folder: Path) -> None:
     """
-    Raises `ConversionError` if a link leads out of the folder: what it leads to would be copied, and perhaps published.
+    Raises `CheckpointError` if a link leads out of the folder: what it leads to would be copied, and perhaps published.
     The links of the Hub's cache lead to its blobs.
     """
     allowed = [folder.resolve()]
@@ -162,7 +162,7 @@ def check_links(folder: Path) -> None:
         allowed.append(folder.resolve().parent.parent / "blobs")
     for file in folder.rglob("*"):
         if file.is_symlink() and not any(file.resolve().is_relative_to(place) for place in allowed):
-            raise ConversionError(
+            raise CheckpointError(
                 f"{file}: is a symbolic link out of the folder, to {file.resolve()}; copy the file itself there."
             )
 
@@ -178,10 +178,10 @@ def open_checkpoint(label: str, folder: Path, revision: str | None, raw_config: 
             listed = {name for name, of in files_of.items() if of == file}
             for name in sorted(listed | present):
                 if name not in present:
-                    raise ConversionError(f"{file}: lacks tensor {name!r}, which {INDEX_FILE} says it holds.")
+                    raise CheckpointError(f"{file}: lacks tensor {name!r}, which {INDEX_FILE} says it holds.")
                 if name not in listed:
                     elsewhere = files_of[name].name if name in files_of else "no file"
-                    raise ConversionError(
+                    raise CheckpointError(
                         f"{file}: holds tensor {name!r}, which {INDEX_FILE} says is in {elsewhere}. Which of them "
                         "counts cannot be known; download the checkpoint again."
                     )
@@ -189,7 +189,7 @@ def open_checkpoint(label: str, folder: Path, revision: str | None, raw_config: 
                 shapes[name] = tuple(tensor.get_shape())
                 dtypes[name] = getattr(torch, SAFETENSORS_DTYPES.get(tensor.get_dtype(), ""), None)
                 if dtypes[name] is None:
-                    raise ConversionError(
+                    raise CheckpointError(
                         f"{file}: tensor {name!r} is stored as {tensor.get_dtype()}; only "
                         f"{', '.join(SAFETENSORS_DTYPES)} can be converted. Dequantize the checkpoint first."
                     )
@@ -203,7 +203,7 @@ def check_depth(checkpoint: Checkpoint) -> None:
     said = checkpoint.raw_config.get("num_hidden_layers", checkpoint.raw_config.get("num_layers"))
     numbers = {match[1] for name in checkpoint.shapes if (match := re.search(r"\.layers\.(\d+)\.", name))}
     if isinstance(said, int) and len(numbers) < said:
-        raise ConversionError(
+        raise CheckpointError(
             f"{checkpoint.label}: lacks layers: config.json says {said}, the weights have {len(numbers)}. "
             f"{NOT_TOGETHER}"
         )
@@ -217,7 +217,7 @@ def read_config(folder: Path, raw_config: dict[str, Any]) -> Any:
         return AutoConfig.for_model(**raw_config)
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise ConversionError(f"{folder / 'config.json'}: Transformers rejects it ({reason}).") from error
+        raise CheckpointError(f"{folder / 'config.json'}: Transformers rejects it ({reason}).") from error
 
 
 def shards_of_tensors(folder: Path) -> dict[str, Path]:
@@ -229,26 +229,26 @@ def shards_of_tensors(folder: Path) -> dict[str, Path]:
             or not weight_map
             or not all(isinstance(file, str) for file in weight_map.values())
         ):
-            raise ConversionError(f"{folder / INDEX_FILE}: has no weight_map; download the checkpoint again.")
+            raise CheckpointError(f"{folder / INDEX_FILE}: has no weight_map; download the checkpoint again.")
         for file in sorted(set(weight_map.values())):
             if Path(file).name != file:
-                raise ConversionError(f"{folder / INDEX_FILE}: {file!r} points out of the folder; this is not safe.")
+                raise CheckpointError(f"{folder / INDEX_FILE}: {file!r} points out of the folder; this is not safe.")
             if not (folder / file).exists():
-                raise ConversionError(f"{folder}: lacks the shard {file}; download the checkpoint again.")
+                raise CheckpointError(f"{folder}: lacks the shard {file}; download the checkpoint again.")
         return {name: folder / file for name, file in weight_map.items()}
     if (folder / SINGLE_FILE).exists():
         with opened_shard(folder / SINGLE_FILE) as shard:
             return dict.fromkeys(shard.keys(), folder / SINGLE_FILE)
     if (folder / "adapter_config.json").exists():
-        raise ConversionError(
+        raise CheckpointError(
             f"{folder}: holds an adapter only. Merge it into its base model (PEFT's merge_and_unload) and convert that."
         )
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
-        raise ConversionError(
+        raise CheckpointError(
             f"{folder}: has pickled weights only, which may run code when read. Load it with Transformers, save it "
             "with save_pretrained, which writes safetensors, and convert that."
         )
-    raise ConversionError(f"{folder}: has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}.")
+    raise CheckpointError(f"{folder}: has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}.")
 
 
 @contextmanager
@@ -257,12 +257,12 @@ def opened_shard(file: Path) -> Iterator[Any]:
     try:
         file.open("rb").close()  # safetensors says of every file that it may not open that there is none
     except OSError as error:
-        raise ConversionError(f"{file}: cannot be read ({error.strerror}).") from error
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from error
     try:
         with safe_open(file, framework="pt") as shard:
             yield shard
     except SafetensorError as error:
-        raise ConversionError(
+        raise CheckpointError(
             f"{file}: is not a whole safetensors file ({error}). It may be truncated; download it again."
         ) from error
 
@@ -275,10 +275,10 @@ def open_gguf(label: str, file: Path) -> Source:
         with quiet_when_piped():  # the reader has a progress bar of its own
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     except ImportError as error:
-        raise ConversionError(f"{file}: reading GGUF needs the package gguf: pip install gguf.") from error
+        raise CheckpointError(f"{file}: reading GGUF needs the package gguf: pip install gguf.") from error
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise ConversionError(f"{file}: Transformers cannot read this GGUF file ({reason}).") from error
+        raise CheckpointError(f"{file}: Transformers cannot read this GGUF file ({reason}).") from error
     tensors = dict(model.state_dict())
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
@@ -306,11 +306,11 @@ def read_json(file: Path, hint: str = "download the checkpoint again") -> dict[s
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConversionError(f"{file.parent}: has no {file.name}; {hint}.") from error
+        raise CheckpointError(f"{file.parent}: has no {file.name}; {hint}.") from error
     except OSError as error:
-        raise ConversionError(f"{file}: cannot be read ({error.strerror}).") from error
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
-        raise ConversionError(f"{file}: is not valid JSON ({error}).") from error
+        raise CheckpointError(f"{file}: is not valid JSON ({error}).") from error
     if not isinstance(content, dict):
-        raise ConversionError(f"{file}: is not a JSON object.")
+        raise CheckpointError(f"{file}: is not a JSON object.")
     return content

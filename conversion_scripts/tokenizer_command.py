@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import TokenizerError
+from ..errors import TokenizerError, reason_of
 from ..tokenization import CHAT_TEMPLATES, TOKENIZER_FILES, config_fields, save_tokenizer, train_tokenizer
 from .checkpoint.output import check_output, staged_output
 from .printing import console
@@ -85,7 +85,7 @@ def read_template(name: str) -> str:
             f"--chat-template {name}: no such file, and no template of ours ({', '.join(CHAT_TEMPLATES)})."
         ) from None
     except OSError as error:
-        raise TokenizerError(f"--chat-template {name}: cannot be read ({error.strerror}).") from error
+        raise TokenizerError(f"--chat-template {name}: cannot be read ({reason_of(error)}).") from error
     except UnicodeDecodeError as error:
         raise TokenizerError(f"--chat-template {name}: is not UTF-8 at byte {error.start}.") from error
 

@@ -134,7 +134,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise TokenizerError(f"{file}: is not valid JSON ({error}).") from error
+        raise TokenizerError(f"{file}: is not valid JSON ({reason_of(error)}).") from error
     if not isinstance(content, dict):
         raise TokenizerError(f"{file}: is not a JSON object.")
     return content

@@ -173,7 +173,7 @@ def read_pieces(file: Path, progress: Callable[[int], None]) -> Iterator[str]:
                 text = text[end:]
                 progress(len(block))
     except OSError as error:
-        raise TokenizerError(f"{file}: cannot be read ({error.strerror}).") from error
+        raise TokenizerError(f"{file}: cannot be read ({reason_of(error)}).") from error
     if tail:
         raise not_utf8(file, offset - len(tail))
     if text:

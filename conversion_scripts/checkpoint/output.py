@@ -10,7 +10,6 @@ Beside OUT, while a conversion runs and after one that was killed:
     .OUT.incomplete/replaced/    the model that was at OUT before, for the instant between two renames
 """
 
-import json
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,8 +20,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from ...errors import CheckpointError
-from .source import read_json
+from ...errors import CheckpointError, reason_of
+from .files import REPORT_FILE, read_json, write_json
 
 
 def check_output(
@@ -94,17 +93,20 @@ def is_our_model(folder: Path) -> bool:
         return False
 
 
-REPORT_FILE = "conversion_report.json"
 MODEL = "a Nexus model"  # what `convert` writes, for `check_output`
 
 
 @dataclass
 class Resume:
-    """What an interrupted conversion has finished. `shards`: file name -> {"bytes", "sha256"}."""
+    """
+    What an interrupted conversion has finished. `shards`: file name -> {"bytes", "sha256"}. `used`: those of them that
+    this run found whole and did not write again.
+    """
 
     file: Path
     plan: dict[str, Any]
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    used: list[str] = field(default_factory=list)
 
     def add(self, name: str, description: dict[str, Any]) -> None:
         self.shards[name] = description
@@ -192,11 +194,8 @@ def failures_of_writing(out: Path) -> Iterator[None]:
     """A full or read-only disk as one sentence."""
     try:
         yield
-    except SafetensorError as error:
-        raise CheckpointError(f"{out}: could not be written ({error}). Nothing was left behind.") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CheckpointError(f"{out}: could not be written ({reason}). Nothing was left behind.") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{out}: could not be written ({reason_of(error)}). Nothing was left behind.") from error
 
 
 def check_free_space(out: Path, needed: int) -> None:
@@ -212,7 +211,3 @@ def check_free_space(out: Path, needed: int) -> None:
 
 def free_space(out: Path) -> int:
     return shutil.disk_usage(next(parent for parent in out.resolve().parents if parent.exists())).free
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ more steps, layers or width.
 import torch
 from torch import nn
 
-from benchmarks import costs
+from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
 from nexus_transformers.modeling_nexus import rotate
 
@@ -91,7 +91,7 @@ class InsideHeads(nn.Module):
 
 
 def training_flops(variant: str, layers: int, batch: int, length: int, **fields) -> int:
-    """Operations of a forward and a backward pass, attention's included (benchmarks/costs.py)."""
+    """Operations of a forward and a backward pass, attention's included (common/costs.py)."""
     layers = 2 * layers if variant == "looped" else layers
     parts = costs.flops(config(variant, layers, **fields), batch, length, training=True)
     return parts["total"] + (2 * parts["attention"] if variant == "inside heads" else 0)

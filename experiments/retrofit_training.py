@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from benchmarks import costs
+from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
 
 from .following import Follow

@@ -25,7 +25,7 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks.speed import heading
+from common.machine import heading
 
 ROOT = Path(__file__).parent
 RESULTS, QUICK = ROOT / "results", ROOT.parent / ".cache" / "evidence-quick"

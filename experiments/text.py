@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.tokenizer import CACHE, works
+from common.texts import CACHE, shakespeare
 from nexus_transformers.tokenization import train_tokenizer
 
 TRAIN, HELD_OUT = "train", "held_out"
@@ -19,9 +19,7 @@ def prepare(vocab_size: int) -> Path:
     path = CACHE / "evidence" / f"shakespeare-{vocab_size}.safetensors"
     if path.exists():
         return path
-    files = works()
-    held_out = files[::6]
-    training = [file for file in files if file not in held_out]
+    training, held_out = shakespeare()
     tokenizer = train_tokenizer(training, vocab_size)
     tensors = {}
     for part, chosen in ((TRAIN, training), (HELD_OUT, held_out)):

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from benchmarks import costs
+from common import costs
 from experiments import retrofit, retrofit_training
 from experiments.retrofit_summary import summarise
 from experiments.retrofit_tasks import (

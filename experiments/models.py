@@ -42,6 +42,14 @@ def config(variant: str, layers: int, **fields) -> NexusConfig:
     return NexusConfig(num_layers=layers, **nesting, **fields)
 
 
+def label(run: dict) -> str:
+    """The variant's name, or "2 1 1 1" where the settings have a list of orders."""
+    variant = run["variant"]
+    if isinstance(variant, list):
+        return " ".join(map(str, variant + [1] * (run["layers"] - len(variant))))
+    return variant
+
+
 def build(variant: str, layers: int, **fields) -> NexusForCausalLM:
     model = NexusForCausalLM(config(variant, layers, **fields))
     if variant == "looped":

@@ -173,7 +173,7 @@ def verify_pushed(upload: Upload, repo_id: str, commit: str) -> dict[str, Any]:
         "folder": str(upload.folder.resolve()),
         "files": upload.files,
         "auto_class": upload.auto_class,
-        "load_weights": fits_in_memory(upload.checkpoint),
+        "load_weights": fits_in_memory(upload.nexus),
     }
     failure = (
         f"{repo_id}: was uploaded as commit {commit}; to check it again, run the same command, which uploads nothing "

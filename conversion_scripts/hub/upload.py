@@ -11,18 +11,13 @@ from huggingface_hub import get_token
 from huggingface_hub.utils import filter_repo_objects
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
-from ... import modeling_nexus
-from ...configuration_nexus import AUTO_MAP, NexusConfig
+from ...configuration_nexus import AUTO_MAP
 from ...errors import HubError
 from ...tokenization import CARRIED_FILES
-from ..checkpoint.output import REPORT_FILE
-from ..checkpoint.plan import check_shape, shapes_of_model
-from ..checkpoint.report import CARD_FILE
-from ..checkpoint.shards import sha256
-from ..checkpoint.source import INDEX_FILE, SINGLE_FILE, Checkpoint, check_links, read_json
-from ..convert import CODE_FILES, ROOT
+from ..checkpoint.files import CARD_FILE, CODE_FILES, INDEX_FILE, REPORT_FILE, ROOT, SINGLE_FILE, read_json, sha256
+from ..checkpoint.open import AUTO_CLASSES, Nexus, open_nexus
+from ..checkpoint.plan import check_tensors
 from ..progress import bytes_bar
-from ..to_source import open_nexus
 from .card import card_for_repository
 
 # Nothing else is sent: optimizer states, checkpoints and logs should not be published by accident.
@@ -36,7 +31,6 @@ MODEL_FILES = [
 ]
 LICENCE_FILES = ["LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*"]
 WEIGHT_FILES = [SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors"]
-AUTO_CLASSES = {reference.split(".")[-1]: auto_class for auto_class, reference in AUTO_MAP.items()}
 IMPORTS = {"torch", "transformers", "huggingface_hub"}  # Transformers depends on huggingface_hub
 
 
@@ -47,7 +41,7 @@ class Upload:
 
     Attributes:
         folder: holds exactly the files that are sent; all but the card are links to those of the model.
-        checkpoint: the model.
+        nexus: the model, opened.
         auto_class: the Auto class that loads it.
         files: name in the repository -> bytes and sha256.
         left_out: what of the model's folder is not sent. A subfolder of which nothing is sent is one entry.
@@ -55,7 +49,7 @@ class Upload:
     """
 
     folder: Path
-    checkpoint: Checkpoint
+    nexus: Nexus
     auto_class: str
     files: dict[str, dict[str, Any]]
     left_out: list[str]
@@ -75,17 +69,16 @@ def prepare(model: Path, repo_id: str, stage: Path) -> Upload:
     """
     if not model.is_dir():
         raise HubError(f"{model}: no such folder.")
-    checkpoint, config = open_nexus(model)
-    check_links(model)
+    nexus = open_nexus(model)
     if (model / SINGLE_FILE).exists() and (model / INDEX_FILE).exists():
         raise HubError(f"{model}: has both {SINGLE_FILE} and {INDEX_FILE}, and either may be loaded; remove one.")
-    architecture = check_architecture(checkpoint)
+    architecture = check_architecture(nexus)
     check_code(model)
-    check_tensors(checkpoint, config, architecture)
+    check_tensors(nexus, architecture)
     card = card_for_repository(model, repo_id)
 
     names = sorted(file.relative_to(model).as_posix() for file in model.rglob("*") if file.is_file())
-    weights = [file.name for file in checkpoint.files] + [INDEX_FILE]
+    weights = [file.name for file in nexus.files] + [INDEX_FILE]
     sent = list(filter_repo_objects(names, allow_patterns=[*weights, *MODEL_FILES, *LICENCE_FILES]))
     check_secrets(model, [name for name in sent if name not in weights])
     for name in sent:
@@ -101,7 +94,7 @@ def prepare(model: Path, repo_id: str, stage: Path) -> Upload:
     folders = {name.split("/")[0] for name in sent if "/" in name}
     stray = [name for name in names if name not in files]
     tops = [name if "/" not in name or name.split("/")[0] in folders else name.split("/")[0] + "/" for name in stray]
-    upload = Upload(stage, checkpoint, AUTO_CLASSES[architecture], files, list(dict.fromkeys(tops)))
+    upload = Upload(stage, nexus, AUTO_CLASSES[architecture], files, list(dict.fromkeys(tops)))
     upload.notes += check_report(model, files)
     if any(files[name]["sha256"] != sha256(ROOT / name) for name in CODE_FILES):
         upload.notes.append(
@@ -113,9 +106,9 @@ def prepare(model: Path, repo_id: str, stage: Path) -> Upload:
     return upload
 
 
-def check_architecture(checkpoint: Checkpoint) -> str:
+def check_architecture(nexus: Nexus) -> str:
     """The class that the weights were saved from, which `auto_map` must lead to."""
-    file, raw = checkpoint.folder / "config.json", checkpoint.raw_config
+    file, raw = nexus.folder / "config.json", nexus.raw_config
     architecture = (raw.get("architectures") or [None])[0]
     if architecture not in AUTO_CLASSES:
         raise HubError(f"{file}: architectures is {raw.get('architectures')!r}, none of {', '.join(AUTO_CLASSES)}.")
@@ -149,21 +142,6 @@ def check_code(model: Path) -> None:
                 f"{model / name}: imports {', '.join(sorted(unknown))}, which users may not have; import torch and "
                 "transformers only."
             )
-
-
-def check_tensors(checkpoint: Checkpoint, config: NexusConfig, architecture: str) -> None:
-    """The files hold every tensor of the model and no other: Transformers would initialise the one, drop the other."""
-    model_class = getattr(modeling_nexus, architecture)
-    expected = shapes_of_model(lambda: model_class(config), checkpoint)
-    tied = set(model_class._tied_weights_keys or ()) if config.tie_word_embeddings else set()
-    for name, tensor in expected.items():
-        if name in checkpoint.shapes:
-            check_shape(checkpoint, name, tensor.new_empty(checkpoint.shapes[name]), tensor)
-        elif name not in tied:
-            raise HubError(f"{checkpoint.label}: lacks tensor {name!r}; the model is incomplete.")
-    for name in checkpoint.shapes:
-        if name not in expected:
-            raise HubError(f"{checkpoint.label}: holds tensor {name!r}, which {architecture} does not have.")
 
 
 def check_report(model: Path, files: dict[str, dict[str, Any]]) -> list[str]:

@@ -305,9 +305,9 @@ def test_no_space_while_writing(llama_folder, tmp_path):
 
 def test_no_space_seen_before_writing(llama_folder, tmp_path):
     from nexus_transformers.conversion_scripts.checkpoint.output import check_free_space
-    from nexus_transformers.errors import ConversionError
+    from nexus_transformers.errors import CheckpointError
 
-    with pytest.raises(ConversionError, match=r"GB free, but the model needs 1000000000\.00 GB"):
+    with pytest.raises(CheckpointError, match=r"GB free, but the model needs 1000000000\.00 GB"):
         check_free_space(tmp_path / "a" / "b", 10**18)
     check_free_space(tmp_path / "a" / "b", 1)
 

@@ -1,7 +1,4 @@
-"""
-The model card of a converted model: the template `model_card.md` at the root, filled from the report and from what the
-source's own card states, never by hand.
-"""
+"""The model card of a converted model: `model_card.md` at the root, filled from the report and the source's card."""
 
 import re
 from pathlib import Path
@@ -10,14 +7,14 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from yaml import YAMLError
 
-from ...errors import HubError
+from ...errors import HubError, reason_of
 
 TEMPLATE = Path(__file__).parents[2] / "model_card.md"
 EVIDENCE = Path(__file__).parent / "evidence.md"  # made from the experiments' results by `python -m experiments.page`
-PLACEHOLDER = "PATH_OR_REPO_ID"  # in the example of use, until the model has a place on the Hub
-# What the templates of huggingface_hub and Trainer leave for a person to fill in; ours leaves nothing.
+PLACEHOLDER = "PATH_OR_REPO_ID"  # in the card's example, until the model is pushed
+# What the templates of huggingface_hub and Trainer leave for a person to fill in.
 UNFILLED = re.compile(r"\{\{.*?\}\}|\[?more information needed\]?", re.IGNORECASE)
-CARRIED = ("license_name", "license_link", "language", "datasets")  # true of the result as of the source
+CARRIED = ("license_name", "license_link", "language", "datasets")  # as true of the result as of the source
 
 
 def source_card_data(folder: Path) -> ModelCardData:
@@ -28,10 +25,9 @@ def source_card_data(folder: Path) -> ModelCardData:
 
 
 def write_card(folder: Path, source_folder: Path, report: dict[str, Any]) -> None:
-    """Writes `folder`/README.md. The licence is the one that the source's own card states, else "unknown"."""
+    """Writes `folder`/README.md. The licence is what the source's own card states, else "unknown"."""
     source_data = source_card_data(source_folder)
-    name, revision = report["source"]["name"], report["source"]["revision"]
-    is_hub_id = revision is not None
+    name, is_hub_id = report["source"]["name"], report["source"]["revision"] is not None
     source_name = name if is_hub_id else Path(name).name
     data = card_data(source_data, report, source_name)
     card = ModelCard.from_template(
@@ -56,7 +52,7 @@ def card_data(source_data: ModelCardData, report: dict[str, Any], source_name: s
     if link and revision and "://" not in link:  # a file of the source's repository
         carried["license_link"] = f"https://huggingface.co/{name}/blob/{revision}/{link.removeprefix('./')}"
     if isinstance(carried["language"], list):
-        # YAML reads Norwegian as a no, and it must not be written as one.
+        # YAML reads "no", Norwegian, as False.
         carried["language"] = ["no" if language is False else language for language in carried["language"]]
     results = verification_results(report["verification"]) if "verification" in report else None
     return ModelCardData(
@@ -66,8 +62,7 @@ def card_data(source_data: ModelCardData, report: dict[str, Any], source_name: s
         pipeline_tag="text-generation",
         tags=["nexus", "higher-order-attention", "custom_code", "arxiv:2512.03377"],
         base_model=name if revision else source_data.get("base_model"),
-        # Of adapter, finetune, merge and quantized, the relations that the Hub knows, the nearest: all weights of the
-        # base model, and a few more. The text says that nothing has been trained.
+        # The nearest that the Hub knows (adapter, finetune, merge, quantized). The text says that nothing was trained.
         base_model_relation="finetune" if revision else None,
         model_name=f"{source_name} with nested attention" if results else None,
         eval_results=results,
@@ -76,31 +71,28 @@ def card_data(source_data: ModelCardData, report: dict[str, Any], source_name: s
 
 def verification_results(figures: dict[str, Any]) -> list[EvalResult]:
     """For the `model-index`. Named so that nobody takes equality with the source for a measure of quality."""
-    common = {
-        "task_type": "text-generation",
-        "task_name": "Equality with the source model, gates closed (not a quality benchmark)",
-        "dataset_type": "nexus-conversion-check",
-        "dataset_name": f"Passages of the conversion check, {figures['positions']} positions",
-    }
+    largest = figures["max_abs_logit_difference"]
+    metrics = [
+        ("max_abs_logit_difference", "Largest absolute difference of any logit from the source's", largest),
+        ("mean_kl_divergence", "Mean KL divergence from the source, in nats", figures["mean_kl"]),
+    ]
     return [
         EvalResult(
-            **common,
-            metric_type="max_abs_logit_difference",
-            metric_name="Largest absolute difference of any logit from the source's",
-            metric_value=figures["max_abs_logit_difference"],
-        ),
-        EvalResult(
-            **common,
-            metric_type="mean_kl_divergence",
-            metric_name="Mean KL divergence from the source, in nats",
-            metric_value=figures["mean_kl"],
-        ),
+            task_type="text-generation",
+            task_name="Equality with the source model, gates closed (not a quality benchmark)",
+            dataset_type="nexus-conversion-check",
+            dataset_name=f"Passages of the conversion check, {figures['positions']} positions",
+            metric_type=metric_type,
+            metric_name=metric_name,
+            metric_value=value,
+        )
+        for metric_type, metric_name, value in metrics
     ]
 
 
 def card_for_repository(folder: Path, repo_id: str) -> bytes:
     """
-    The card in `folder` as it is uploaded: its example of use names the repository. The folder's own stays as it is.
+    The card in `folder` as it is uploaded: its example names the repository. The file itself stays as it is.
 
     Raises:
         `HubError`: no card, metadata that are not valid, or something in it that was left to be filled in.
@@ -114,14 +106,12 @@ def card_for_repository(folder: Path, repo_id: str) -> bytes:
             "under which licence."
         ) from None
     except UnicodeDecodeError as error:
-        raise HubError(f"{file}: is not UTF-8 text ({error}).") from error
+        raise HubError(f"{file}: is not UTF-8 text ({reason_of(error)}).") from error
     try:
-        metadata = ModelCard(text).data.to_dict()
-        if not metadata:
+        if not ModelCard(text).data.to_dict():
             raise ValueError("there are none between two lines of ---")
     except (ValueError, TypeError, YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise HubError(f"{file}: its metadata are not valid ({reason}).") from error
+        raise HubError(f"{file}: its metadata are not valid ({reason_of(error)}).") from error
     in_code = False
     for number, line in enumerate(text.splitlines(), 1):
         in_code ^= line.lstrip().startswith("```")

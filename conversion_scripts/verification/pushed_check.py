@@ -1,7 +1,7 @@
 """
-The half of `nexus push` that runs in a fresh process: the pushed commit is downloaded and loaded as a stranger would
-load it, with torch and transformers alone, and compared with the folder that was pushed. `push.py` copies this file to
-an empty folder and runs it there, so it imports nothing of its neighbours.
+The half of `nexus push` that runs in a fresh process: downloads the pushed commit, loads it with torch and transformers
+alone, as anyone would, and compares it with the folder that was pushed. It runs as a copy in an empty folder (see
+isolated.py), so it imports nothing of its neighbours.
 
 usage: python pushed_check.py REQUEST.json RESULT.json
 """

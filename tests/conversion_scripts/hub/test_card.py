@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from nexus_transformers.conversion_scripts.hub.card import PLACEHOLDER, card_for_repository, write_card
 from nexus_transformers.errors import HubError
 
-RESULTS = Path(__file__).parents[3] / "experiments" / "results"
+ROOT = Path(__file__).parents[3]
+RESULTS = ROOT / "experiments" / "results"
 REPORT = {
     "nexus_transformers": "0.1.0",
     "date": "2026-11-01T00:00:00+00:00",
@@ -100,6 +102,15 @@ def test_the_card_quotes_what_the_experiments_found(write):
     accuracy = 100 * recall["1 layer, order 2"]["accuracy"]["32"]["mean"]
     assert f"answers right | {accuracy:.0f} % |" in text
     assert "Not figures of this model" in text
+
+
+def test_the_card_cites_the_paper_as_the_repository_does(write):
+    (paper,) = yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]
+    names = [f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]]
+    assert len(names) == 9
+    text = write(REPORT).text
+    assert f"author = {{{' and '.join(names)}}}" in text
+    assert f"title = {{{paper['title']}}}" in text
 
 
 def test_without_verification_nothing_is_claimed(write):

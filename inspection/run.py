@@ -1,11 +1,12 @@
 """`nexus inspect` from its arguments to the files that it writes."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..conversion_scripts.checkpoint.output import check_folder, is_occupied, staged_output
 from ..conversion_scripts.progress import spinner
-from ..errors import ConversionError
+from ..errors import InspectionError
 from ..modeling_nexus import NexusPreTrainedModel
 from .collect import LayerView, check_size, collect
 from .figures import figures, most_changed
@@ -45,7 +46,7 @@ def inspect(
         head), the most changed heads, the paths with the largest gains (in all, and of the last token), and notes.
 
     Raises:
-        `ConversionError`: the model, the prompt or the output folder is no good, or the page would be too large.
+        `InspectionError`: the model, the prompt or the output folder is no good, or the page would be too large.
     """
     out = Path(out) if out is not None else Path(f"{name_of(model)}-inspect")
     check_output(out)
@@ -86,14 +87,14 @@ def name_of(model: str | Path) -> str:
 
 
 def check_output(out: Path) -> None:
-    """Raises `ConversionError` unless `out` is free or holds an earlier page and its PNGs, and nothing else."""
+    """Raises `InspectionError` unless `out` is free or holds an earlier page and its PNGs, and nothing else."""
     check_folder(out)
     if not is_occupied(out):
         return
     foreign = sorted(path.name for path in out.iterdir() if path.name not in FILES or not path.is_file())
     if foreign or not is_our_page(out / PAGE):
         what = foreign[0] if foreign else "a page"
-        raise ConversionError(
+        raise InspectionError(
             f"{out}: holds {what}, which this command did not write, so it is not replaced; choose another with --out."
         )
 
@@ -121,14 +122,21 @@ def gates_of(model: NexusPreTrainedModel) -> list[dict[str, Any]]:
 def summary(
     out: Path, files: list[str], facts: dict[str, Any], views: list[LayerView], notes: list[str]
 ) -> dict[str, Any]:
+    last = len(facts["tokens"]) - 1
     paths = [
-        {"layer": layer, "head": head, **path.to_dict(), "spelled": spell(path, facts["tokens"])}
+        (path, layer, head)
         for layer, view in enumerate(views)
         for head, of_head in enumerate(view.paths)
         for path in of_head
     ]
-    paths.sort(key=lambda path: -path["gain"])
-    last = len(facts["tokens"]) - 1
+    paths.sort(key=lambda found: -found[0].gain)
+
+    def described(found: list[tuple]) -> list[dict[str, Any]]:
+        return [
+            {"layer": layer, "head": head, **asdict(path), "spelled": spell(path, facts["tokens"])}
+            for path, layer, head in found[:SUMMARY]
+        ]
+
     return {
         "page": str(out / PAGE),
         "files": [str(out / name) for name in files],
@@ -141,7 +149,7 @@ def summary(
             for layer, head in most_changed(views, SUMMARY)
             if views[layer].change[head] > 0
         ],
-        "paths": paths[:SUMMARY],
-        "paths_of_last_token": [path for path in paths if path["query"] == last][:SUMMARY],
+        "paths": described(paths),
+        "paths_of_last_token": described([found for found in paths if found[0].query == last]),
         "notes": notes,
     }

@@ -15,7 +15,9 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.progress import track
 
-from .speed import RESULTS, heading
+from common.machine import heading
+
+from .speed import RESULTS
 from .speed_cases import LLAMA, SMOLLM2, TOY, Case, build
 from .speed_measure import interleave, runner
 from .speed_report import row, save

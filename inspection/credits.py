@@ -113,8 +113,8 @@ class Refinement:
 
     def projection(self, branch: str, part: int) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        W_Q of a query head or W_K of a key/value head, (d, D), and the factor that the norms and the gate put on what it
-        makes of the messages in the token that gathers, (T, d).
+        W_Q of a query head or W_K of a key/value head, (d, D), and the factor that the norms and the gate of the token
+        that gathers put on what it makes of a message, (T, d).
         """
         projection, norm = {
             "query": (self.weights.q_proj, self.weights.q_norm),

@@ -1,26 +1,26 @@
-"""One forward pass, and of every layer what the page shows. Each layer is worked up as it passes, and let go."""
+"""One forward pass, and of every layer what the page shows."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from ..errors import ConversionError
+from ..errors import InspectionError
 from ..modeling_nexus import NexusAttention, NexusAttentionCall, NexusPreTrainedModel
 from .credits import Call
 from .paths import Path, PathFinder
 
-STEPS = 65535  # weights are kept in 16 bits, to 1/65535
-MAX_CELLS = 32_000_000  # of all maps together: 64 MB, of which a page becomes 85 MB; browsers still open it quickly
+STEPS = 1000  # weights are kept to three decimals, which is what the page prints
+MAX_CELLS = 32_000_000  # of all maps together; the browser holds two bytes of each
 
 
 @dataclass
 class LayerView:
     """
     Attributes:
-        maps: (order, H, T (T + 1) / 2) uint16, the weights of each level and head: rows 0, 1, ... up to the diagonal.
+        maps: (order, H, T (T + 1) / 2) uint16, the weights of each level and head in 1/1000: rows 0, 1, ... up to the
+            diagonal.
         change: per head, the share of its attention that the last level puts elsewhere than the first, mean over rows.
         paths: per head; empty at order 1, and where gates are closed.
     """
@@ -42,51 +42,51 @@ class LayerView:
         return weights
 
 
-@torch.inference_mode()
-def collect(model: NexusPreTrainedModel, ids: torch.Tensor) -> list[LayerView]:
-    """ids: (1, T)."""
-    views = []
+@dataclass
+class LayerPass:
+    """What one layer did in a forward pass. hidden_states: its attention's input X, (T, D)."""
 
-    def finished(attention: NexusAttention, args: tuple, calls: list[Call]) -> None:
-        hidden_states, position_embeddings = args[0][0].float(), args[1]
-        views.append(view_of(attention, hidden_states, position_embeddings, calls))
+    attention: NexusAttention
+    hidden_states: torch.Tensor
+    position_embeddings: tuple[torch.Tensor, torch.Tensor]
+    calls: list[Call] = field(default_factory=list)
+
+
+def collect(model: NexusPreTrainedModel, ids: torch.Tensor) -> list[LayerView]:
+    """ids: (1, T). The model is in float32."""
+    with torch.inference_mode():
+        return [view_of(layer) for layer in passes_of(model, ids)]
+
+
+def passes_of(model: NexusPreTrainedModel, ids: torch.Tensor) -> list[LayerPass]:
+    """Runs the model once, with hooks that are gone afterwards."""
+    passes = []
+
+    def begin(attention: NexusAttention, args: tuple) -> None:
+        passes.append(LayerPass(attention, args[0][0], args[1]))
+
+    def record(call: NexusAttentionCall, args: tuple, output: tuple) -> None:
+        query, key, value = (part[0] for part in args[:3])
+        distance = torch.arange(query.shape[1])[:, None] - torch.arange(query.shape[1])
+        visible = (distance >= 0) & (distance < (call.sliding_window or query.shape[1]))
+        passes[-1].calls.append(Call(query, key, value, output[1][0], output[0][0], visible, call.scaling))
 
     with ExitStack() as hooks:
         for layer in model.base_model.layers:
-            watch(layer.self_attn, finished, hooks)
+            hooks.callback(layer.self_attn.register_forward_pre_hook(begin).remove)
+            for call in layer.self_attn.children():
+                if isinstance(call, NexusAttentionCall):
+                    hooks.callback(call.register_forward_hook(record).remove)
         model.base_model(ids, use_cache=False)
-    return views
+    return passes
 
 
-def watch(attention: NexusAttention, finished: Callable, hooks: ExitStack) -> None:
-    """After each pass of this layer, calls `finished` with what it was given and what its calls did."""
-    calls = []
-
-    def record(call: NexusAttentionCall, args: tuple, output: tuple) -> None:
-        query, key, value = (part[0].float() for part in args[:3])
-        distance = torch.arange(query.shape[1])[:, None] - torch.arange(query.shape[1])
-        visible = (distance >= 0) & (distance < (call.sliding_window or query.shape[1]))
-        calls.append(Call(query, key, value, output[1][0].float(), output[0][0].float(), visible, call.scaling))
-
-    def finish(attention: NexusAttention, args: tuple, output: torch.Tensor) -> None:
-        finished(attention, args, calls)
-        calls.clear()
-
-    for level in range(attention.order):
-        handle = getattr(attention, attention.call_name(level)).register_forward_hook(record)
-        hooks.callback(handle.remove)
-    hooks.callback(attention.register_forward_hook(finish).remove)
-
-
-def view_of(attention: NexusAttention, hidden_states, position_embeddings, calls: list[Call]) -> LayerView:
-    weights = torch.stack([call.weights for call in calls])  # (order, H, T, T)
-    rows, columns = np.tril_indices(weights.shape[-1])
-    maps = (weights[:, :, rows, columns] * STEPS).round().to(torch.int32).numpy().astype(np.uint16)
+def view_of(layer: LayerPass) -> LayerView:
+    weights = torch.stack([call.weights for call in layer.calls])  # (order, H, T, T)
+    rows, columns = torch.tril_indices(*weights.shape[-2:])
+    maps = (weights[:, :, rows, columns] * STEPS).round().to(torch.int16).numpy().view(np.uint16)
     change = (weights[-1] - weights[0]).abs().sum(-1).mean(-1) / 2
-    paths = [[] for _ in change]
-    if len(calls) > 1 and change.max() > 0:
-        finder = PathFinder(attention, hidden_states, position_embeddings, calls)
-        paths = [finder.paths(head) for head in range(len(change))]
+    paths = PathFinder(layer).paths() if change.max() > 0 else [[] for _ in change]
     return LayerView(maps, change.tolist(), paths)
 
 
@@ -94,7 +94,7 @@ def check_size(config, tokens: int) -> None:
     maps = sum(config.layer_orders) * config.num_attention_heads
     if maps * tokens * (tokens + 1) // 2 > MAX_CELLS:
         fit = int((2 * MAX_CELLS / maps) ** 0.5) - 1
-        raise ConversionError(
+        raise InspectionError(
             f"The page would be too large for a browser: {maps} maps of {tokens} tokens each. Of this model it can "
             f"show {fit} tokens; shorten the prompt."
         )

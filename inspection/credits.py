@@ -19,22 +19,21 @@ As the weights a sum to 1 over p, the credits of one branch, summed over h' and 
 adds to logit(i, j) beyond the row's mean; without gates and biases that is all of it. Norms (the source scale, and
 query/key norms where the model has them) are held at the values that they had.
 
-Shapes: T tokens, D hidden size, H heads, G key/value heads, d head size, P pairs (i, j).
+Shapes: T tokens, D hidden size, H heads, G key/value heads, d head size, P pairs (i, j). All in float32.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 
 from ..modeling_nexus import NexusAttention, NexusProjections, rotate
 
 
 @dataclass
 class Call:
-    """One attention call of a layer, in float32. query (H, T, d); key, value (G, T, d); weights (H, T, T)."""
+    """One attention call of a layer. query (H, T, d); key, value (G, T, d); weights (H, T, T)."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -72,49 +71,65 @@ class Refinement:
     ):
         self.weights = projections_of(attention, level)
         self.inner, self.call = calls[level - 1], calls[level]
-        self.cos, self.sin = (part[0].float() for part in position_embeddings)
+        self.cos, self.sin = (part[0] for part in position_embeddings)
         norm = attention.source_norm
         output = projections_of(attention, level - 1).o_proj
-        heads, size = self.inner.query.shape[0], self.inner.query.shape[-1]
-
-        bias = None if output.bias is None else output.bias.float()
-        gathered = linear(self.inner.output, output.weight.float(), bias)
+        gathered = output(self.inner.output)
         self.scale = torch.ones_like(hidden_states[:, :1])
         if norm.normalize:
             self.scale = (norm.energy(hidden_states) / norm.energy(gathered)).sqrt()
         sources = norm(hidden_states, gathered, level)
         self.sources = dict(zip(("query", "key"), sources, strict=True))
         self.gates = {branch: gate_of(norm, branch, level) for branch in ("query", "key")}
-        # every token's message through every inner head, (H, T, D)
-        values = self.inner.value.repeat_interleave(heads // self.inner.value.shape[0], dim=0)
-        self.messages = torch.einsum("htd,Dhd->htD", values, output.weight.float().unflatten(1, (heads, size)))
-        self._heads = {}
+        heads, size = self.inner.query.shape[0], self.inner.query.shape[-1]
+        self.output = output.weight.unflatten(1, (heads, size))  # W_O by inner head, (D, H, d)
+        self.values = self.inner.value.repeat_interleave(heads // len(self.inner.value), dim=0)  # (H, T, d)
+        self.even_keys = cache(self.even_keys)
 
-    def head(self, head: int) -> "RefinedHead":
-        if head not in self._heads:
-            self._heads[head] = RefinedHead(self, head)
-        return self._heads[head]
+    def credits(self, branch: str, head: int, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        """In this head, the credit of every inner head and token in the pairs (i, j), (H, P, T)."""
+        query, group = self.call.query[head], self.call.group(head)
+        key = self.call.key[group]
+        if branch == "key":
+            gatherer, asked, part = j, query[i], group
+        else:
+            gatherer, asked, part = i, key[j] - (self.call.look @ key)[i], head
+        projection, factor = self.projection(branch, part)
+        # Instead of taking every message to the logit, take what asks for it back to the values.
+        back = rotate_back(asked, self.cos[gatherer, 0], self.sin[gatherer, 0]) * factor[gatherer] @ projection
+        back = torch.einsum("nD,Dhd->hnd", back, self.output)
+        credits = back @ self.values.transpose(1, 2)
+        if branch == "key":
+            credits -= torch.einsum("nd,nhd->hn", asked, self.even_keys(group)[i])[:, :, None]
+        return credits.mul_(self.inner.weights[:, gatherer]).mul_(self.call.scaling)
 
-    def projected_messages(self, branch: str, head: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def even_keys(self, group: int) -> torch.Tensor:
+        """Of what the keys gathered from each inner head, the mean over the keys that a row may look at, (T, H, d)."""
+        projection, factor = self.projection("key", group)
+        outputs = self.inner.output.unflatten(1, self.output.shape[1:])
+        both = torch.einsum("Dhd,eD->hde", self.output, projection)
+        gathered = torch.einsum("thd,hde->the", outputs, both) * factor[:, None]
+        return torch.einsum("ij,jhd->ihd", self.call.look, rotate(gathered, self.cos, self.sin))
+
+    def projection(self, branch: str, part: int) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        The messages after W_Q or W_K of one head, (H, T, d), and the factor that the norms and the gate put on them in
-        the token that gathers, (T, d).
+        W_Q of a query head or W_K of a key/value head, (d, D), and the factor that the norms and the gate of the token
+        that gathers put on what it makes of a message, (T, d).
         """
         projection, norm = {
             "query": (self.weights.q_proj, self.weights.q_norm),
             "key": (self.weights.k_proj, self.weights.k_norm),
         }[branch]
         size = self.weights.head_dim
-        rows = slice(head * size, (head + 1) * size)
+        rows = slice(part * size, (part + 1) * size)
         factor = self.scale * self.gates[branch]
         if not isinstance(norm, nn.Identity):
-            bias = None if projection.bias is None else projection.bias.float()
-            projected = linear(self.sources[branch], projection.weight.float(), bias)
+            projected = projection(self.sources[branch])
             across = self.weights.norm_across_heads
             normed = projected if across else projected[:, rows]
             rms = (normed.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
-            factor = factor * norm.weight.float()[rows if across else slice(None)] / rms
-        return linear(self.messages, projection.weight.float()[rows]), factor.expand(-1, size)
+            factor = factor * norm.weight[rows if across else slice(None)] / rms
+        return projection.weight[rows], factor.expand(-1, size)
 
 
 def gate_of(norm: nn.Module, branch: str, level: int) -> float:
@@ -122,47 +137,6 @@ def gate_of(norm: nn.Module, branch: str, level: int) -> float:
     if not norm.refine[branch]:
         return 0.0
     return getattr(norm, f"{branch}_gate_{level}").item() if norm.gated else 1.0
-
-
-class RefinedHead:
-    """The credits of one head of a refined level."""
-
-    def __init__(self, refinement: Refinement, head: int):
-        self.refinement = refinement
-        self.group = refinement.call.group(head)
-        self.index = head
-        self.scaling = refinement.call.scaling
-        self.query = refinement.call.query[head]  # (T, d)
-        self.key = refinement.call.key[self.group]  # (T, d)
-        self.look = refinement.call.look
-
-    @cached_property
-    def through_key(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Messages (H, T, d), factor (T, d), and what each row got from each inner head on average, (T, H)."""
-        messages, factor = self.refinement.projected_messages("key", self.group)
-        gathered = torch.einsum("hjp,hpd->jhd", self.refinement.inner.weights, messages) * factor[:, None]
-        gathered = rotate(gathered, self.refinement.cos, self.refinement.sin)
-        logits = torch.einsum("id,jhd->ijh", self.query, gathered) * self.scaling
-        return messages, factor, torch.einsum("ij,ijh->ih", self.look, logits)
-
-    @cached_property
-    def through_query(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.refinement.projected_messages("query", self.index)
-
-    def credits(self, branch: str, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        """The credit of every inner head and token in the pairs (i, j), (P, H, T)."""
-        if branch == "key":
-            messages, factor, mean = self.through_key
-            gatherer, asked = j, self.query[i]
-        else:
-            messages, factor = self.through_query
-            gatherer, asked, mean = i, self.key[j] - (self.look @ self.key)[i], None
-        # Instead of rotating every message as the gatherer does, rotate back what asks for it.
-        asked = rotate_back(asked, self.refinement.cos[gatherer, 0], self.refinement.sin[gatherer, 0])
-        credits = torch.einsum("nd,hpd->nhp", asked * factor[gatherer], messages) * self.scaling
-        if mean is not None:
-            credits = credits - mean[i][:, :, None]
-        return self.refinement.inner.weights[:, gatherer].transpose(0, 1) * credits
 
 
 def rotate_back(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

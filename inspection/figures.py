@@ -16,11 +16,13 @@ BRANCH_COLOURS = {"query": "#1f5fbf", "key": "#c2570c"}
 
 def figures(facts: dict[str, Any], views: list[LayerView]) -> dict[str, bytes]:
     """File name -> PNG. Raises `ImportError` without matplotlib."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
-    files = {"overview.png": png(overview(Figure, facts, views))}
-    if facts["gates"]:
-        files["gates.png"] = png(gates(Figure, facts))
+    with rc_context({"text.parse_math": False}):  # a dollar sign in a name or a token is a dollar sign
+        files = {"overview.png": png(overview(Figure, facts, views))}
+        if facts["gates"]:
+            files["gates.png"] = png(gates(Figure, facts))
     return files
 
 
@@ -38,7 +40,7 @@ def overview(Figure, facts: dict[str, Any], views: list[LayerView]):
     tokens = [label(token) for token in facts["tokens"]]
     side = min(max(2.4, 0.115 * len(tokens)), 7.0)  # inches of a map
     figure = Figure(figsize=(columns * side + 1.2, len(heads) * (side + 0.3) + 1.4), layout="constrained")
-    grid = figure.subplots(len(heads), columns, squeeze=False, sharex=True, sharey=True)
+    grid = figure.subplots(len(heads), columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     for row, (layer, head) in zip(grid, heads, strict=True):
         view = views[layer]
         maps = [view.weights(level, head) for level in range(view.order)]
@@ -55,14 +57,13 @@ def overview(Figure, facts: dict[str, Any], views: list[LayerView]):
     # As many labels as fit.
     ticks = range(0, len(tokens), -(-len(tokens) // LABELLED))
     size = min(7.0, 72 * 0.8 * side / min(len(tokens), LABELLED))
-    for axes in grid.flat:
-        axes.tick_params(length=0, pad=2)
-    grid[0, 0].set_xticks(ticks, [tokens[i] for i in ticks])
-    grid[0, 0].set_yticks(ticks, [tokens[i] for i in ticks])
+    labels = [tokens[i] for i in ticks]
     for axes in grid[-1]:
-        axes.tick_params(axis="x", rotation=90, labelsize=size)
+        axes.set_xticks(ticks, labels, rotation=90)
     for axes in grid[:, 0]:
-        axes.tick_params(axis="y", labelsize=size)
+        axes.set_yticks(ticks, labels)
+    for axes in grid.flat:
+        axes.tick_params(length=0, pad=2, labelsize=size)
     figure.suptitle(
         f"{facts['model']}: the heads that change most. Rows ask, columns are looked at; coloured by square root",
         fontsize=9,

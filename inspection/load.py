@@ -10,7 +10,7 @@ from .. import modeling_nexus
 from ..conversion_scripts.checkpoint.open import AUTO_CLASSES, locate, open_nexus
 from ..conversion_scripts.checkpoint.plan import check_tensors
 from ..conversion_scripts.progress import quiet_when_piped
-from ..errors import ConversionError
+from ..errors import InspectionError, reason_of
 from ..modeling_nexus import NexusPreTrainedModel
 from ..tokenization import TOKENIZER_FILES
 
@@ -19,52 +19,52 @@ MAX_TOKENS = 512
 
 def open_model(model: str, revision: str | None = None) -> tuple[NexusPreTrainedModel, PreTrainedTokenizerBase]:
     """
-    Loads a Nexus model and its tokenizer with the classes of this package; no code of the folder is run.
+    Loads a Nexus model, in float32, and its tokenizer with the classes of this package; no code of the folder is run.
 
     Args:
         model: a folder that `nexus convert`, `save_pretrained` or Trainer wrote, or a Hub id.
         revision: branch, tag or commit, for a Hub id.
 
     Raises:
-        `ConversionError`: there is no such model, it is not a Nexus model or not complete, or has no tokenizer.
+        `CheckpointError`: there is no such model, or it is not a Nexus model or not complete.
+        `InspectionError`: it has no tokenizer.
     """
     folder, revision = locate(model, revision)
     nexus = open_nexus(folder, model, revision)
     architecture = (nexus.raw_config.get("architectures") or ["NexusForCausalLM"])[0]
     if architecture not in AUTO_CLASSES:
-        raise ConversionError(
+        raise InspectionError(
             f"{nexus.folder / 'config.json'}: architectures is {architecture!r}, none of {', '.join(AUTO_CLASSES)}."
         )
     check_tensors(nexus, architecture)
     tokenizer = open_tokenizer(nexus.folder, model)
     with quiet_when_piped():
         loaded = getattr(modeling_nexus, architecture).from_pretrained(
-            nexus.folder, config=nexus.config, dtype="auto", attn_implementation="eager"
+            nexus.folder, config=nexus.config, dtype=torch.float32, attn_implementation="eager"
         )
     return loaded.eval(), tokenizer
 
 
 def open_tokenizer(folder: Path, label: str) -> PreTrainedTokenizerBase:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ConversionError(
+        raise InspectionError(
             f"{label}: has no tokenizer, so a prompt cannot be read; save one there with tokenizer.save_pretrained."
         )
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # the reader of every format has exceptions of its own
-        reason = " ".join(str(error).split())[:300]
-        raise ConversionError(f"{label}: its tokenizer cannot be read ({reason}).") from error
+        raise InspectionError(f"{label}: its tokenizer cannot be read ({reason_of(error)}).") from error
 
 
 def open_gates(model: NexusPreTrainedModel, value: float) -> None:
     """Sets all gates, in memory only."""
     gates = model.gates()
     if not math.isfinite(value):
-        raise ConversionError(f"--open-gates {value}: give a number, usually between 0 (closed) and 1 (fully nested).")
+        raise InspectionError(f"--open-gates {value}: give a number, usually between 0 (closed) and 1 (fully nested).")
     if not gates:
         nested = max(model.config.layer_orders) > 1
         why = "it is nested without gates, fully" if nested else "all its layers are of order 1, standard attention"
-        raise ConversionError(f"--open-gates {value:g}: this model has no gates; {why}.")
+        raise InspectionError(f"--open-gates {value:g}: this model has no gates; {why}.")
     with torch.no_grad():
         for gate in gates.values():
             gate.fill_(value)
@@ -74,17 +74,17 @@ def encode(
     model: NexusPreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool, generate: int
 ) -> torch.Tensor:
     """
-    The token ids of the prompt, (1, T); with `chat` as a user's turn in the chat template. Raises `ConversionError` if
+    The token ids of the prompt, (1, T); with `chat` as a user's turn in the chat template. Raises `InspectionError` if
     it cannot be shown whole, with `generate` more tokens.
     """
     if not prompt.strip():
-        raise ConversionError("The prompt is empty; give some text to attend to.")
+        raise InspectionError("The prompt is empty; give some text to attend to.")
     if generate < 0:
-        raise ConversionError(f"--generate {generate}: give a number of tokens, 0 or more.")
+        raise InspectionError(f"--generate {generate}: give a number of tokens, 0 or more.")
     if generate and not model.can_generate():
-        raise ConversionError(f"--generate {generate}: a {type(model).__name__} cannot continue a text.")
+        raise InspectionError(f"--generate {generate}: a {type(model).__name__} cannot continue a text.")
     if chat and not tokenizer.chat_template:
-        raise ConversionError("--chat: the tokenizer has no chat template; leave --chat out.")
+        raise InspectionError("--chat: the tokenizer has no chat template; leave --chat out.")
     if chat:
         turn = [{"role": "user", "content": prompt}]
         ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
@@ -104,15 +104,15 @@ def continued(model: NexusPreTrainedModel, ids: torch.Tensor, tokens: int) -> to
 
 def check_ids(ids: list[int], generate: int, config) -> None:
     if not ids:
-        raise ConversionError("The tokenizer makes no tokens of this prompt; give some text to attend to.")
+        raise InspectionError("The tokenizer makes no tokens of this prompt; give some text to attend to.")
     total = len(ids) + generate
     limit = min(MAX_TOKENS, config.max_position_embeddings)
     if total > limit:
         what = f"{len(ids)} tokens" + (f" and {generate} to generate" if generate else "")
         why = "a page shows" if limit == MAX_TOKENS else "the model was made for"
-        raise ConversionError(f"The prompt is too long: {what}, but {why} at most {limit}. Shorten it.")
+        raise InspectionError(f"The prompt is too long: {what}, but {why} at most {limit}. Shorten it.")
     if max(ids) >= config.vocab_size:
-        raise ConversionError(
+        raise InspectionError(
             f"The tokenizer and the model do not belong together: the prompt has token {max(ids)}, the model knows "
             f"{config.vocab_size}."
         )

@@ -3,12 +3,11 @@ The paths of a layer: for what its last level attends to and its first did not, 
 gathered that from, and at order 3 and beyond what *that* gathering goes back to, level by level.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from .credits import Call, Refinement
+from .credits import Refinement
 
 MIN_GAIN = 0.05  # attention that the last level must put on a token beyond the first, for it to be newly attended
 MAX_PATHS = 4  # newly attended tokens that are explained per row
@@ -49,36 +48,29 @@ class Path:
     gain: float
     chains: list[list[Hop]]
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class PathFinder:
-    """For one layer of order 2 or more."""
+    """For one layer of order 2 or more, as it did in a forward pass (collect.py)."""
 
-    def __init__(self, attention, hidden_states, position_embeddings, calls: list[Call]):
-        self.calls = calls
+    def __init__(self, layer):
+        self.calls = layer.calls
         self.refinements = [None] + [
-            Refinement(attention, hidden_states, position_embeddings, calls, level) for level in range(1, len(calls))
+            Refinement(layer.attention, layer.hidden_states, layer.position_embeddings, layer.calls, level)
+            for level in range(1, len(layer.calls))
         ]
 
-    def paths(self, head: int) -> list[Path]:
-        """Those of one head, by rows, the largest gains of a row first."""
-        last = len(self.calls) - 1
-        gains = self.gains(last, head)
-        values, targets = gains.topk(min(MAX_PATHS, gains.shape[1]), dim=1)
-        rows, ranks = (values >= MIN_GAIN).nonzero(as_tuple=True)
+    def paths(self) -> list[list[Path]]:
+        """By head and by rows, the largest gains of a row first."""
+        last = self.calls[-1].weights
+        gains, targets = (last - self.calls[0].weights).topk(min(MAX_PATHS, last.shape[-1]))  # (H, T, 4)
         paths = []
-        for i, j in zip(rows.split(PAIRS_AT_ONCE), targets[rows, ranks].split(PAIRS_AT_ONCE), strict=True):
-            chains = self.chains(last, head, i, j)
-            for n, (row, target) in enumerate(zip(i.tolist(), j.tolist(), strict=True)):
-                gain = gains[row, target].item()
-                paths.append(Path(row, target, gain, [chain for chain in chains[n] if chain]))
+        for head, new in enumerate(gains >= MIN_GAIN):
+            rows, _ = new.nonzero(as_tuple=True)
+            pairs = zip(rows.split(PAIRS_AT_ONCE), targets[head][new].split(PAIRS_AT_ONCE), strict=True)
+            chains = [chains for i, j in pairs for chains in self.chains(len(self.calls) - 1, head, i, j)]
+            found = zip(rows.tolist(), targets[head][new].tolist(), gains[head][new].tolist(), chains, strict=True)
+            paths.append([Path(i, j, gain, [chain for chain in of_pair if chain]) for i, j, gain, of_pair in found])
         return paths
-
-    def gains(self, level: int, head: int) -> torch.Tensor:
-        """What a level attends to beyond the first one, (T, T)."""
-        return self.calls[level].weights[head] - self.calls[0].weights[head]
 
     def rises(self, level: int, head: int, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         """Of log attention, from the first level to this one, (P,). Positive where there is a gain."""
@@ -93,33 +85,22 @@ class PathFinder:
 
     def chain(self, branch: str, level: int, head: int, i: torch.Tensor, j: torch.Tensor) -> list[list[Hop]]:
         refinement = self.refinements[level]
-        if refinement.gates[branch] == 0:
+        if refinement.gates[branch] == 0 or not len(i):
             return [[] for _ in i]
-        refined = refinement.head(head)
-        credits = refined.credits(branch, i, j)  # (P, H, T)
-        of_token, tokens = credits.sum(1).max(-1)
-        inner_heads = credits[torch.arange(len(i)), :, tokens].argmax(-1)
+        credits = refinement.credits(branch, head, i, j)  # (H, P, T)
+        of_token, tokens = credits.sum(0).max(-1)
+        inner_heads = credits[:, torch.arange(len(i)), tokens].argmax(0)
         gatherers = j if branch == "key" else i
-        weights = refinement.inner.weights[inner_heads, gatherers, tokens]
+        hops = inner_heads, gatherers, tokens
+        weights = refinement.inner.weights[hops]
         enough = (of_token > 0) & (of_token >= MIN_SHARE * self.rises(level, head, i, j))
-        chains = [
-            [Hop(branch, level, token, inner_head, weight, credit)] if explains else []
-            for token, inner_head, weight, credit, explains in zip(
-                *(part.tolist() for part in (tokens, inner_heads, weights, of_token, enough)), strict=True
-            )
-        ]
-        if level > 1:
-            self.prolong(chains, level - 1, gatherers)
+        found = zip(*(part.tolist() for part in (tokens, inner_heads, weights, of_token, enough)), strict=True)
+        chains = [[Hop(branch, level, *hop)] if explains else [] for *hop, explains in found]
+        # Where the gathering is itself new, the stronger of its own two chains follows.
+        new = enough & (weights - self.calls[0].weights[hops] >= MIN_GAIN)
+        for inner_head in inner_heads[new].unique().tolist():
+            (numbers,) = (new & (inner_heads == inner_head)).nonzero(as_tuple=True)
+            further = self.chains(level - 1, inner_head, gatherers[numbers], tokens[numbers])
+            for number, (stronger, _) in zip(numbers.tolist(), further, strict=True):
+                chains[number] += stronger
         return chains
-
-    def prolong(self, chains: list[list[Hop]], level: int, gatherers: torch.Tensor) -> None:
-        """Where the gathering is itself new, the stronger of its own two chains follows."""
-        by_head: dict[int, list[int]] = {}
-        for number, chain in enumerate(chains):
-            if chain and self.gains(level, chain[0].head)[gatherers[number], chain[0].token] >= MIN_GAIN:
-                by_head.setdefault(chain[0].head, []).append(number)
-        for head, numbers in by_head.items():
-            i = gatherers[numbers]
-            j = torch.tensor([chains[number][0].token for number in numbers])
-            for number, further in zip(numbers, self.chains(level, head, i, j), strict=True):
-                chains[number] += further[0]

@@ -1,11 +1,12 @@
 """`nexus inspect` from its arguments to the files that it writes."""
 
+import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..conversion_scripts.checkpoint.output import check_folder, is_occupied, staged_output
+from ..conversion_scripts.checkpoint.output import check_output, staged_output
 from ..conversion_scripts.progress import spinner
-from ..errors import ConversionError
 from ..modeling_nexus import NexusPreTrainedModel
 from .collect import LayerView, check_size, collect
 from .figures import figures, most_changed
@@ -45,10 +46,11 @@ def inspect(
         head), the most changed heads, the paths with the largest gains (in all, and of the last token), and notes.
 
     Raises:
-        `ConversionError`: the model, the prompt or the output folder is no good, or the page would be too large.
+        `InspectionError`: the prompt is no good, or the page would be too large.
+        `CheckpointError`: the model cannot be read, or the output folder not written.
     """
     out = Path(out) if out is not None else Path(f"{name_of(model)}-inspect")
-    check_output(out)
+    check_output(out, "a page of nexus inspect", is_our_page, FILES)
     loaded, tokenizer = open_model(str(model), revision)
     if gates is not None:
         own = {name: gate.item() for name, gate in loaded.gates().items()}
@@ -85,22 +87,9 @@ def name_of(model: str | Path) -> str:
     return Path(model).name or Path(model).resolve().name
 
 
-def check_output(out: Path) -> None:
-    """Raises `ConversionError` unless `out` is free or holds an earlier page and its PNGs, and nothing else."""
-    check_folder(out)
-    if not is_occupied(out):
-        return
-    foreign = sorted(path.name for path in out.iterdir() if path.name not in FILES or not path.is_file())
-    if foreign or not is_our_page(out / PAGE):
-        what = foreign[0] if foreign else "a page"
-        raise ConversionError(
-            f"{out}: holds {what}, which this command did not write, so it is not replaced; choose another with --out."
-        )
-
-
-def is_our_page(file: Path) -> bool:
+def is_our_page(folder: Path) -> bool:
     try:
-        with file.open(encoding="utf-8") as stream:
+        with (folder / PAGE).open(encoding="utf-8") as stream:
             return GENERATOR in stream.read(2000)
     except (OSError, UnicodeDecodeError):
         return False
@@ -109,26 +98,30 @@ def is_our_page(file: Path) -> bool:
 def gates_of(model: NexusPreTrainedModel) -> list[dict[str, Any]]:
     """By layer, level that gathered (from 1) and branch."""
     gates = []
-    for layer, module in enumerate(model.base_model.layers):
-        for level in range(1, module.self_attn.order):
-            for branch in ("query", "key"):
-                gate = getattr(module.self_attn.source_norm, f"{branch}_gate_{level}", None)
-                if gate is not None:
-                    gates.append({"layer": layer, "level": level, "branch": branch, "value": gate.item()})
+    for name, gate in model.gates().items():
+        layer, branch, level = re.search(r"layers\.(\d+)\..*\.(query|key)_gate_(\d+)$", name).groups()
+        gates.append({"layer": int(layer), "level": int(level), "branch": branch, "value": gate.item()})
     return gates
 
 
 def summary(
     out: Path, files: list[str], facts: dict[str, Any], views: list[LayerView], notes: list[str]
 ) -> dict[str, Any]:
+    last = len(facts["tokens"]) - 1
     paths = [
-        {"layer": layer, "head": head, **path.to_dict(), "spelled": spell(path, facts["tokens"])}
+        (path, layer, head)
         for layer, view in enumerate(views)
         for head, of_head in enumerate(view.paths)
         for path in of_head
     ]
-    paths.sort(key=lambda path: -path["gain"])
-    last = len(facts["tokens"]) - 1
+    paths.sort(key=lambda found: -found[0].gain)
+
+    def described(found: list[tuple]) -> list[dict[str, Any]]:
+        return [
+            {"layer": layer, "head": head, **asdict(path), "spelled": spell(path, facts["tokens"])}
+            for path, layer, head in found[:SUMMARY]
+        ]
+
     return {
         "page": str(out / PAGE),
         "files": [str(out / name) for name in files],
@@ -141,7 +134,7 @@ def summary(
             for layer, head in most_changed(views, SUMMARY)
             if views[layer].change[head] > 0
         ],
-        "paths": paths[:SUMMARY],
-        "paths_of_last_token": [path for path in paths if path["query"] == last][:SUMMARY],
+        "paths": described(paths),
+        "paths_of_last_token": described([found for found in paths if found[0].query == last]),
         "notes": notes,
     }

@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
+from transformers.utils.import_utils import is_tiktoken_available
 
 from ..errors import TokenizerError, reason_of
 from .carry_over import TOKENIZER_FILES
@@ -124,7 +126,24 @@ def load(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
+        if missing := missing_packages(folder):
+            raise TokenizerError(
+                f"{folder}: reading its tokenizer needs packages that are not installed: pip install {missing}."
+            ) from error
         raise TokenizerError(f"{folder}: Transformers cannot load the tokenizer ({reason_of(error)}).") from error
+
+
+def missing_packages(folder: Path) -> str:
+    """Those that may read a tokenizer.model or spiece.model. Transformers names only the last one that it tried."""
+    models = [name for name in ("tokenizer.model", "spiece.model") if (folder / name).exists()]
+    if not models or (folder / "tokenizer.json").exists():
+        return ""
+    found = {
+        "sentencepiece": is_sentencepiece_available(),
+        "protobuf": is_protobuf_available(),
+        "tiktoken": is_tiktoken_available(),
+    }
+    return " ".join(name for name, there in found.items() if not there)
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

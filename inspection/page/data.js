@@ -4,28 +4,41 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const TOKENS = data.tokens.length;
 const LAYERS = data.orders.length;
 const CELLS = (TOKENS * (TOKENS + 1)) / 2; // of one map: rows 0, 1, ... up to the diagonal
-const STEPS = 65535; // weights are whole numbers of 1/65535
-const packedMaps = unpack(document.getElementById("packed-maps").textContent.trim());
+const STEPS = 1000; // weights are whole numbers of 1/1000
 const firstCell = [];
-data.orders.reduce((start, order, layer) => {
+const allCells = data.orders.reduce((start, order, layer) => {
   firstCell[layer] = start;
   return start + order * data.heads * CELLS;
 }, 0);
+let maps; // of all layers, Uint16Array
+let allPaths; // [layer][head]
 
-function unpack(base64) {
-  const text = atob(base64);
-  const view = new DataView(new ArrayBuffer(text.length));
-  for (let i = 0; i < text.length; i++) view.setUint8(i, text.charCodeAt(i));
-  const numbers = new Uint16Array(text.length / 2);
-  for (let i = 0; i < numbers.length; i++) numbers[i] = view.getUint16(2 * i, true);
-  return numbers;
+/** Fills `maps` and `allPaths`. */
+async function unpack() {
+  const bytes = await inflate("packed-maps");
+  const ofLevel = data.heads * CELLS;
+  // A level holds its difference to the level before, modulo 256.
+  for (const [layer, order] of data.orders.entries()) {
+    for (const start of [firstCell[layer], allCells + firstCell[layer]]) {
+      for (let i = start + ofLevel; i < start + order * ofLevel; i++) bytes[i] += bytes[i - ofLevel];
+    }
+  }
+  maps = new Uint16Array(allCells);
+  for (let i = 0; i < allCells; i++) maps[i] = bytes[i] | (bytes[allCells + i] << 8);
+  allPaths = JSON.parse(new TextDecoder().decode(await inflate("packed-paths")));
+}
+
+async function inflate(id) {
+  const packed = Uint8Array.from(atob(document.getElementById(id).textContent.trim()), (character) => character.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
 /** How much token i attends to token j. */
 function weight(layer, level, head, i, j) {
   if (j > i) return 0;
   const map = firstCell[layer] + (level * data.heads + head) * CELLS;
-  return packedMaps[map + (i * (i + 1)) / 2 + j] / STEPS;
+  return maps[map + (i * (i + 1)) / 2 + j] / STEPS;
 }
 
 /** What the last level puts on a token beyond the first. */
@@ -35,7 +48,7 @@ function gain(layer, head, i, j) {
 
 /** The paths of a head, the largest gain first. */
 function pathsOf(layer, head) {
-  return data.paths[layer][head]
+  return allPaths[layer][head]
     .map(([query, target, gained, chains]) => ({
       query, target, gain: gained,
       chains: chains.map((chain) => chain.map(([branch, level, token, inner, attention, credit]) => (

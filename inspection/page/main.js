@@ -1,6 +1,7 @@
 // What is selected, and who is told. The selection lives in the address, as in #layer=3&head=2&token=9.
 
-const state = startingState();
+let state;
+let overview;
 let largeMaps = [];
 let hovered = [null, null];
 
@@ -11,7 +12,7 @@ let hovered = [null, null];
 function startingState() {
   const best = { layer: 0, head: 0, token: TOKENS - 1 };
   let largest = [false, 0];
-  data.paths.forEach((heads, layer) => heads.forEach((paths, head) => paths.forEach(([query, , gained]) => {
+  allPaths.forEach((heads, layer) => heads.forEach((paths, head) => paths.forEach(([query, , gained]) => {
     const here = [query === TOKENS - 1, gained];
     if (here[0] > largest[0] || (here[0] === largest[0] && here[1] > largest[1])) {
       largest = here;
@@ -177,15 +178,21 @@ function notices() {
   return notes;
 }
 
-readColours();
-showFacts();
-fillSelects();
-showGates();
-listMostChanged(chooseHead);
-const overview = new Overview(chooseHead);
-select({ ...state });
-document.addEventListener("keydown", onKey);
-window.addEventListener("hashchange", () => select(fromAddress()));
+async function start() {
+  readColours();
+  showFacts();
+  fillSelects();
+  showGates();
+  listMostChanged(chooseHead);
+  await unpack();
+  state = startingState();
+  overview = new Overview(chooseHead);
+  select({ ...state });
+  document.addEventListener("keydown", onKey);
+  window.addEventListener("hashchange", () => select(fromAddress()));
+}
+
+start();
 window.addEventListener("resize", () => {
   makeMaps();
   drawMaps();

@@ -34,7 +34,7 @@ function textOfLevel(layer, level, head, query, choose) {
     .slice(0, SHOWN);
   const list = make("ol", { class: "targets" });
   for (const [j, value] of largest) {
-    list.append(make("li", { "data-token": j, "data-weight": value.toFixed(4) }, named(j), " ", value.toFixed(2)));
+    list.append(make("li", { "data-token": j }, named(j), " ", value.toFixed(3)));
   }
   return make("div", { class: "level", "data-level": level + 1 }, make("h4", {}, levelName(layer, level)), text, list);
 }
@@ -45,8 +45,8 @@ function pathItem(layer, head, path) {
   const [first, last] = [0, data.orders[layer] - 1].map((level) => weight(layer, level, head, path.query, path.target));
   item.append(
     make("p", { class: "arrow" }, named(path.query), " → ", named(path.target),
-      make("span", { class: "numbers" }, ` ${first.toFixed(2)} at level 1, ${last.toFixed(2)} at the last`,
-        make("b", {}, ` ${signed(path.gain)}`))),
+      make("span", { class: "numbers" }, ` ${first.toFixed(3)} at level 1, ${last.toFixed(3)} at the last`,
+        make("b", {}, ` ${signed(path.gain, 3)}`))),
   );
   if (!path.chains.length) {
     item.append(make("p", { class: "hint" }, "No single token explains it: what was gathered adds up from many."));

@@ -1,12 +1,10 @@
 """The credits of `nexus inspect`: they add up to the logits, and each is what the logits lose without its message."""
 
-from contextlib import ExitStack
-
 import pytest
 import torch
 
 from nexus_transformers import NexusConfig, NexusForCausalLM
-from nexus_transformers.inspection.collect import watch
+from nexus_transformers.inspection.collect import passes_of
 from nexus_transformers.inspection.paths import PathFinder
 
 VOCAB_SIZE = 100
@@ -40,18 +38,10 @@ VARIANTS = {
 
 
 def finders_of(model, ids):
-    """A `PathFinder` for each nested layer, with what its calls did."""
-    finders = []
-    with torch.no_grad(), ExitStack() as hooks:
-        for layer in model.model.layers:
-
-            def finished(attention, args, calls):
-                if attention.order > 1:
-                    finders.append((attention, args[0][0], PathFinder(attention, args[0][0], args[1], list(calls))))
-
-            watch(layer.self_attn, finished, hooks)
-        model(ids)
-    return finders
+    """For each nested layer its attention, the input of it, and a `PathFinder`."""
+    with torch.no_grad():
+        nested = [layer for layer in passes_of(model, ids) if layer.attention.order > 1]
+        return [(layer.attention, layer.hidden_states, PathFinder(layer)) for layer in nested]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -68,18 +58,17 @@ def test_credits_add_up_to_the_logit_above_the_mean_of_its_row(variant):
         i, j = (index[1:] for index in finder.calls[0].visible.nonzero(as_tuple=True))
         for level in range(1, attention.order):
             for head in range(4):
-                refined = finder.refinements[level].head(head)
                 # The definition, from the weights alone: logits are their logarithms, up to a constant per row.
                 logits = finder.calls[level].weights[head].log().masked_fill(~finder.calls[0].visible, float("nan"))
                 wanted = (logits - logits.nanmean(-1, keepdim=True))[i, j]
                 for branch in ("query", "key"):
-                    credits = refined.credits(branch, i, j)
+                    credits = finder.refinements[level].credits(branch, head, i, j)
                     if not attention.source_norm.refine[branch]:
                         assert credits.abs().max() == 0
                         continue
-                    torch.testing.assert_close(credits.sum((1, 2)), wanted, atol=2e-4, rtol=1e-3)
+                    torch.testing.assert_close(credits.sum((0, 2)), wanted, atol=2e-4, rtol=1e-3)
                     gatherer = i if branch == "query" else j
-                    inner_weights = finder.calls[level - 1].weights[:, gatherer].transpose(0, 1)
+                    inner_weights = finder.calls[level - 1].weights[:, gatherer]
                     assert (credits[inner_weights == 0] == 0).all(), "only what was gathered gets credit"
         assert window == (5 if variant == "window" and finder is finders[0][2] else 11)
 
@@ -97,7 +86,8 @@ def test_a_credit_is_what_the_logits_lose_without_the_message(fields, branch):
     head, inner_head, i, j = 3, 2, 9, 6
     gatherer = i if branch == "query" else j
     token = refinement.inner.weights[inner_head, gatherer].argmax().item()
-    message = refinement.inner.weights[inner_head, gatherer, token] * refinement.messages[inner_head, token]
+    message = attention.o_proj.weight[:, 32:48] @ refinement.values[inner_head, token]
+    message = refinement.inner.weights[inner_head, gatherer, token] * message
     sources = {name: source.clone() for name, source in refinement.sources.items()}
     gate = 1.0 if not fields else 0.4
     assert refinement.gates == pytest.approx({"query": gate, "key": gate})
@@ -112,12 +102,12 @@ def test_a_credit_is_what_the_logits_lose_without_the_message(fields, branch):
     call, row = finder.calls[1], slice(0, i + 1)
     before = (call.query[head, i] * call.key[head // 2, row]).sum(-1) * call.scaling
     lost = before - (query[i] * key[row]).sum(-1) * call.scaling
-    credit = refinement.head(head).credits(branch, torch.tensor([i]), torch.tensor([j]))[0, inner_head, token].item()
+    credit = refinement.credits(branch, head, torch.tensor([i]), torch.tensor([j]))[inner_head, 0, token].item()
     if branch == "query":
         assert credit == pytest.approx((lost[j] - lost.mean()).item(), abs=1e-4)
     else:
         # Instead of the message the key gets what the keys of the row got from this inner head on average.
-        _, _, mean = refinement.head(head).through_key
+        mean = refinement.even_keys(head // 2)[i, inner_head] @ call.query[head, i] * call.scaling
         weight = refinement.inner.weights[inner_head, j, token].item()
-        assert credit == pytest.approx(lost[j].item() - weight * mean[i, inner_head].item(), abs=1e-4)
+        assert credit == pytest.approx(lost[j].item() - weight * mean.item(), abs=1e-4)
         assert lost[j].abs() > 0.01 and (lost[:j] == 0).all()

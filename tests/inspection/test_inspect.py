@@ -12,6 +12,7 @@ import torch
 from matplotlib.image import imread
 
 import checkpoints
+import nexus_transformers
 from nexus_transformers import NexusConfig, NexusForCausalLM, NexusForSequenceClassification
 from nexus_transformers.errors import InspectionError
 from nexus_transformers.inspection import inspect
@@ -70,6 +71,20 @@ def test_the_page_holds_every_map_that_the_model_computes(nexus_folder, inspecte
         change = [np.abs(layer[-1] - layer[0]).sum(-1).mean(-1) / 2 for layer in expected]
         np.testing.assert_allclose(data["change"], change, atol=1e-4)
     assert max(map(max, data["change"])) > 0.05, "opened gates do something"
+
+
+def test_the_block_in_the_docs_tells_which_map_is_which(save_nexus, kept, tmp_path, monkeypatch):
+    """Beside those of the page, which come from hooks on each level of each layer."""
+    text = (Path(nexus_transformers.__file__).parent / "docs" / "inspect.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    folder = save_nexus(attention_order=(3, 1))
+    (tmp_path / "induction").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    exec(code, found := {})
+    _, expected = data_of(inspect(folder, "red cat fog owl blue dog fog", tmp_path / "out")["page"])
+    assert found["maps"].keys() == {(0, 1), (0, 2), (0, 3), (1, 1)} and found["states"].keys() == {0, 1}
+    for (layer, level), weights in found["maps"].items():
+        np.testing.assert_allclose(expected[layer][level - 1], kept(weights[0]), atol=1e-6)
 
 
 def test_closed_gates_have_no_paths_and_open_ones_do(nexus_folder, inspected):

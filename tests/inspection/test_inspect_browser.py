@@ -15,14 +15,13 @@ from nexus_transformers import NexusConfig, NexusForCausalLM
 from nexus_transformers.inspection import inspect
 
 pytest.importorskip("selenium")
-import browser
-from browser import Page
+from browser import BROWSER, DRIVER, Page, start
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-pytestmark = pytest.mark.skipif(not (browser.BROWSER and browser.DRIVER), reason="needs chromium and chromedriver")
+pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver")
 TEXT = (
     "A class definition is an executable statement. The inheritance list usually gives a list of base classes.\n"
     "Exceptions are a means of breaking out of the normal flow."
@@ -32,7 +31,7 @@ LAYERS, HEADS, TOKENS = 30, 9, 50
 
 @pytest.fixture(scope="module")
 def driver():
-    driver = browser.start()
+    driver = start()
     yield driver
     driver.quit()
 

@@ -104,6 +104,6 @@ def check_size(config, tokens: int) -> None:
     if maps * tokens * (tokens + 1) // 2 > MAX_CELLS:
         fit = int((2 * MAX_CELLS / maps) ** 0.5) - 1
         raise InspectionError(
-            f"The page would be too large for a browser: {maps} maps of {tokens} tokens each. Of this model it can "
-            f"show {fit} tokens; shorten the prompt."
+            f"The page would be too large for a browser: {maps} maps of {tokens} tokens each are more than "
+            f"{MAX_CELLS // 1_000_000} million weights. Of this model it can show {fit} tokens; shorten the prompt."
         )

@@ -61,8 +61,9 @@ def convert(
         dry_run: write nothing and return what would be done.
 
     Raises:
-        `ConversionError`: anything that is wrong with source, options or disk, or a failed verification. Nothing is
-            left at `out` then, and what was there before still is.
+        `NexusError`: a `CheckpointError` if the source cannot be read or `out` not written, a `TokenizerError` if the
+            tokenizer does not fit, a `ConversionError` if the model cannot be converted as asked, a `VerificationError`
+            if the result is not the same function. Nothing is left at `out` then; what was there before still is.
     """
     out = Path(out)
     check_output(out, MODEL, is_our_model, inputs=[Path(source).expanduser()])
@@ -70,8 +71,7 @@ def convert(
 
     config = nexus_config(opened, order, gate_init, dtype)
     plan = plan_nexus(opened, config, dtype)
-    if opened.gguf_file is None:  # before anything is written
-        check_fitting(opened.folder, config.vocab_size)
+    tokenizer = None if opened.gguf_file else check_fitting(opened.folder, config.vocab_size)
     options = {
         "order": order,
         "gate_init": gate_init,
@@ -96,7 +96,7 @@ def convert(
             shutil.copyfile(ROOT / file, folder / file)
         config.save_pretrained(folder)
         report["tokenizer_files"] = carry_over(opened, folder)
-        report["tokenizer"] = check_fitting(folder, config.vocab_size)
+        report["tokenizer"] = tokenizer or check_fitting(folder, config.vocab_size)
         report["model"] |= {
             "attention_order": config.attention_order,
             "source_gate": config.source_gate,

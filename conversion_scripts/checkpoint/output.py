@@ -45,13 +45,17 @@ def check_output(
     Raises:
         `CheckpointError`: `out` may not be written to.
     """
-    check_folder(out)
+    put_back(out, work_folder(out))
+    if out.is_symlink():
+        raise CheckpointError(f"{out}: is a symbolic link; give the folder itself.")
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"{out}: is a file; choose a folder to write to.")
     for path in inputs:
         if path.exists() and any(
             one.resolve().is_relative_to(other.resolve()) for one, other in ((out, path), (path, out))
         ):
             raise CheckpointError(f"{out}: lies within the source {path}, or holds it; choose an output beside it.")
-    if not is_occupied(out):
+    if not out.exists() or not any(out.iterdir()):
         return
     foreign = [path.name for path in out.iterdir() if names and (path.name not in names or not path.is_file())]
     if foreign:
@@ -69,19 +73,6 @@ def check_output(
             f"{out}: already holds {kind}, not the one that this command would write; choose another folder, or pass "
             "--overwrite to replace it."
         )
-
-
-def check_folder(out: Path) -> None:
-    """Raises `CheckpointError` if `out` is a link or a file. After a kill between two renames, undoes the first."""
-    put_back(out, work_folder(out))
-    if out.is_symlink():
-        raise CheckpointError(f"{out}: is a symbolic link; give the folder itself.")
-    if out.exists() and not out.is_dir():
-        raise CheckpointError(f"{out}: is a file; choose a folder to write to.")
-
-
-def is_occupied(out: Path) -> bool:
-    return out.exists() and any(out.iterdir())
 
 
 def is_our_model(folder: Path) -> bool:

@@ -24,17 +24,9 @@ SOURCE_FILES = ("config.json", INDEX_FILE, *CARRIED_FILES)
 
 
 def start_report(
-    opened: Checkpoint,
-    plan: dict[str, Planned],
-    options: dict[str, Any],
-    command: list[str] | None,
-    files: dict[str, dict[str, Any]],
-    written: dict[str, Any],
+    opened: Checkpoint, options: dict[str, Any], command: list[str] | None, files: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """
-    The report, as far as it is known when the weights are written. `files`: from `hash_source`; `written`: from
-    `write_weights`.
-    """
+    """What is known before the result is. `files`: from `hash_source`."""
     return {
         "nexus_transformers": version("nexus-transformers"),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -50,7 +42,6 @@ def start_report(
             "config": opened.raw_config,
             "files": files,
         },
-        "model": {"parameters": parameters(plan), **written},
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..progress import alongside, bytes_bar
 from .output import Resume
-from .report import hash_source, source_bytes, start_report
+from .report import hash_source, parameters, source_bytes, start_report
 from .shards import Planned, total_bytes, write_weights
 from .weights import Checkpoint
 
@@ -28,4 +28,5 @@ def write_planned(
         alongside(partial(hash_source, opened), advance) as hashes,
     ):
         written = write_weights(folder, plan, advance, resume, options["max_shard_size"])
-        return start_report(opened, plan, options, command, hashes(), written)
+        report = start_report(opened, options, command, hashes())
+    return report | {"model": {"parameters": parameters(plan), **written}}

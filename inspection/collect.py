@@ -11,7 +11,7 @@ from ..modeling_nexus import NexusAttention, NexusAttentionCall, NexusPreTrained
 from .credits import Call
 from .paths import Path, PathFinder
 
-STEPS = 1000  # weights are kept to three decimals, which is what the page prints
+STEPS = 1000  # weights are kept to three decimals, which is what the page prints; those below 0.01, see `kept`
 MAX_CELLS = 32_000_000  # of all maps together; the browser holds two bytes of each
 
 
@@ -19,7 +19,7 @@ MAX_CELLS = 32_000_000  # of all maps together; the browser holds two bytes of e
 class LayerView:
     """
     Attributes:
-        maps: (order, H, T (T + 1) / 2) uint16, the weights of each level and head in 1/1000: rows 0, 1, ... up to the
+        maps: (order, H, T (T + 1) / 2) uint16, the weights of each level and head as `kept`: rows 0, 1, ... up to the
             diagonal.
         change: per head, the share of its attention that the last level puts elsewhere than the first, mean over rows.
         paths: per head; empty at order 1, and where gates are closed.
@@ -84,10 +84,19 @@ def passes_of(model: NexusPreTrainedModel, ids: torch.Tensor) -> list[LayerPass]
 def view_of(layer: LayerPass) -> LayerView:
     weights = torch.stack([call.weights for call in layer.calls])  # (order, H, T, T)
     rows, columns = torch.tril_indices(*weights.shape[-2:])
-    maps = (weights[:, :, rows, columns] * STEPS).round().to(torch.int16).numpy().view(np.uint16)
+    maps = kept(weights[:, :, rows, columns]).to(torch.int16).numpy().view(np.uint16)
     change = (weights[-1] - weights[0]).abs().sum(-1).mean(-1) / 2
     paths = PathFinder(layer).paths() if change.max() > 0 else [[] for _ in change]
     return LayerView(maps, change.tolist(), paths)
+
+
+def kept(weights: torch.Tensor) -> torch.Tensor:
+    """
+    Weights in thousandths. Below 0.01, where no number is printed, they are 0, 1, 4 or 9: even steps of the square
+    root, by which maps are coloured. Most weights are below, so this is what keeps the page small.
+    """
+    thousandths = weights * STEPS
+    return torch.where(thousandths < 9.5, thousandths.sqrt().round().square(), thousandths.round())
 
 
 def check_size(config, tokens: int) -> None:
@@ -95,6 +104,6 @@ def check_size(config, tokens: int) -> None:
     if maps * tokens * (tokens + 1) // 2 > MAX_CELLS:
         fit = int((2 * MAX_CELLS / maps) ** 0.5) - 1
         raise InspectionError(
-            f"The page would be too large for a browser: {maps} maps of {tokens} tokens each. Of this model it can "
-            f"show {fit} tokens; shorten the prompt."
+            f"The page would be too large for a browser: {maps} maps of {tokens} tokens each are more than "
+            f"{MAX_CELLS // 1_000_000} million weights. Of this model it can show {fit} tokens; shorten the prompt."
         )

@@ -10,7 +10,7 @@ from .collect import LayerView
 from .words import label
 
 ROWS = 5  # heads in the overview
-LABELLED = 64  # tokens, up to which every one is labelled
+LABELLED = 48  # tokens, up to which every one is labelled
 BRANCH_COLOURS = {"query": "#1f5fbf", "key": "#c2570c"}
 
 
@@ -38,7 +38,7 @@ def overview(Figure, facts: dict[str, Any], views: list[LayerView]):
     columns = max(views[layer].order for layer, _ in heads)
     columns += columns > 1
     tokens = [label(token) for token in facts["tokens"]]
-    side = min(max(2.4, 0.115 * len(tokens)), 7.0)  # inches of a map
+    side = min(max(2.4, 0.115 * len(tokens)), 5.0)  # inches of a map
     figure = Figure(figsize=(columns * side + 1.2, len(heads) * (side + 0.3) + 1.4), layout="constrained")
     grid = figure.subplots(len(heads), columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     for row, (layer, head) in zip(grid, heads, strict=True):

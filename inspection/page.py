@@ -60,12 +60,12 @@ def deflated(content: bytes, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> str:
 
 
 def packed(path) -> list:
-    """What data.js unpacks."""
+    """What data.js unpacks, with the decimals that the page prints."""
     chains = [
-        [[hop.branch, hop.level, hop.token, hop.head, round(hop.weight, 4), round(hop.credit, 3)] for hop in chain]
+        [[hop.branch, hop.level, hop.token, hop.head, round(hop.weight, 2), round(hop.credit, 1)] for hop in chain]
         for chain in path.chains
     ]
-    return [path.query, path.target, round(path.gain, 4), chains]
+    return [path.query, path.target, round(path.gain, 3), chains]
 
 
 def read(name: str) -> str:

@@ -67,6 +67,11 @@ function isClosed(layer) {
   return gates.length > 0 && gates.every((gate) => gate.value === 0);
 }
 
+/** A weight in words. Of those below 0.01 only their colour is kept. */
+function spelled(value) {
+  return value < 0.01 ? "<0.01" : value.toFixed(3);
+}
+
 /** A token, what cannot be seen made visible. */
 function visible(i) {
   const code = (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, "0")}`;
@@ -81,7 +86,7 @@ function label(i, longest = 14) {
   return characters.length <= longest ? text : characters.slice(0, longest - 1).join("") + "…";
 }
 
-function signed(number, digits = 2) {
+function signed(number, digits) {
   return (number < 0 ? "−" : "+") + Math.abs(number).toFixed(digits);
 }
 

@@ -96,7 +96,7 @@ function showReadout(i, j) {
     return;
   }
   for (let level = 0; level < data.orders[state.layer]; level++) {
-    readout.append(`, level ${level + 1}: ${weight(state.layer, level, state.head, i, j).toFixed(3)}`);
+    readout.append(`, level ${level + 1}: ${spelled(weight(state.layer, level, state.head, i, j))}`);
   }
 }
 

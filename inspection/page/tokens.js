@@ -17,7 +17,7 @@ function textOfLevel(layer, level, head, query, choose) {
     const value = weight(layer, level, head, query, j);
     const token = make("button", { type: "button", class: "token", tabindex: "-1", "data-token": j });
     token.textContent = visible(j);
-    token.title = j > query ? `${j}: comes later` : `${j}: ${value.toFixed(3)}`;
+    token.title = j > query ? `${j}: comes later` : `${j}: ${spelled(value)}`;
     token.style.setProperty("--weight", `${(100 * Math.sqrt(value)).toFixed(1)}%`);
     if (value > 0.4) token.classList.add("strong");
     if (j === query) token.classList.add("query");
@@ -45,7 +45,7 @@ function pathItem(layer, head, path) {
   const [first, last] = [0, data.orders[layer] - 1].map((level) => weight(layer, level, head, path.query, path.target));
   item.append(
     make("p", { class: "arrow" }, named(path.query), " → ", named(path.target),
-      make("span", { class: "numbers" }, ` ${first.toFixed(3)} at level 1, ${last.toFixed(3)} at the last`,
+      make("span", { class: "numbers" }, ` ${spelled(first)} at level 1, ${spelled(last)} at the last`,
         make("b", {}, ` ${signed(path.gain, 3)}`))),
   );
   if (!path.chains.length) {
@@ -101,7 +101,7 @@ function showGains(state, choose) {
   if (!paths.length) box.append("None.");
   for (const path of paths) {
     const button = make("button", { type: "button", "data-query": path.query, "data-target": path.target },
-      named(path.query), " → ", named(path.target), " ", make("b", {}, signed(path.gain)));
+      named(path.query), " → ", named(path.target), " ", make("b", {}, signed(path.gain, 3)));
     button.addEventListener("click", () => choose(path.query));
     box.append(button, " ");
   }

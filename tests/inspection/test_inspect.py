@@ -3,8 +3,6 @@
 import base64
 import json
 import re
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -18,12 +16,12 @@ import nexus_transformers
 from nexus_transformers import NexusConfig, NexusForCausalLM, NexusForSequenceClassification
 from nexus_transformers.errors import InspectionError
 from nexus_transformers.inspection import inspect
-from nexus_transformers.inspection.collect import MAX_CELLS, check_size, collect
+from nexus_transformers.inspection.collect import MAX_CELLS, LayerView, check_size, collect
+from nexus_transformers.inspection.collect import kept as thousandths
+from nexus_transformers.inspection.page import page
 from nexus_transformers.inspection.paths import MIN_GAIN
 
-ROOT = Path(nexus_transformers.__file__).parent
-ROUNDED = 0.0005 + 1e-6  # maps are kept to three decimals
-PROMPT = "An exception is raised by the class."
+PROMPT = "An exception is raised by the class."  # as in conftest.py
 
 
 def data_of(page):
@@ -61,44 +59,56 @@ def attentions_of(folder, ids, gates=None):
     return [np.stack([next(calls)[0].float().numpy() for _ in range(order)]) for order in model.config.layer_orders]
 
 
-def test_the_page_holds_every_map_that_the_model_computes(nexus_folder, tmp_path):
+def test_the_page_holds_every_map_that_the_model_computes(nexus_folder, inspected, kept):
     for gates in (None, 0.3):
-        result = inspect(nexus_folder, PROMPT, tmp_path / "out", gates=gates)
-        data, maps = data_of(result["page"])
+        data, maps = data_of(inspected(nexus_folder, gates)["page"])
         ids = checkpoints.tokenizer()(PROMPT)["input_ids"]
         assert "".join(data["tokens"]) == PROMPT
         expected = attentions_of(nexus_folder, ids, gates)
         assert [layer.shape for layer in maps] == [(2, 4, len(ids), len(ids))] * 3
         for actual, wanted in zip(maps, expected, strict=True):
-            np.testing.assert_allclose(actual, wanted, atol=ROUNDED)
+            np.testing.assert_allclose(actual, kept(wanted), atol=1e-6)
         change = [np.abs(layer[-1] - layer[0]).sum(-1).mean(-1) / 2 for layer in expected]
         np.testing.assert_allclose(data["change"], change, atol=1e-4)
     assert max(map(max, data["change"])) > 0.05, "opened gates do something"
 
 
-def test_closed_gates_have_no_paths_and_open_ones_do(nexus_folder, tmp_path):
-    closed = inspect(nexus_folder, PROMPT, tmp_path / "closed")
+def test_the_block_in_the_docs_tells_which_map_is_which(save_nexus, kept, tmp_path, monkeypatch):
+    """Beside those of the page, which come from hooks on each level of each layer."""
+    text = (Path(nexus_transformers.__file__).parent / "docs" / "inspect.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    folder = save_nexus(attention_order=(3, 1))
+    (tmp_path / "induction").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    exec(code, found := {})
+    _, expected = data_of(inspect(folder, "red cat fog owl blue dog fog", tmp_path / "out")["page"])
+    assert found["maps"].keys() == {(0, 1), (0, 2), (0, 3), (1, 1)} and found["states"].keys() == {0, 1}
+    for (layer, level), weights in found["maps"].items():
+        np.testing.assert_allclose(expected[layer][level - 1], kept(weights[0]), atol=1e-6)
+
+
+def test_closed_gates_have_no_paths_and_open_ones_do(nexus_folder, inspected):
+    closed = inspected(nexus_folder)
     assert closed["paths"] == closed["most_changed"] == []
-    assert {gate["value"] for gate in closed["gates"]} == {0.0}
+    assert [gate["value"] for gate in closed["gates"]] == [0.0] * 6
     assert not any(any(heads) for heads in data_of(closed["page"])[0]["paths"])
-    opened = inspect(nexus_folder, PROMPT, tmp_path / "opened", gates=0.5)
-    assert opened["paths"] and {gate["value"] for gate in opened["gates"]} == {0.5}
+    opened = inspected(nexus_folder, 0.3)
+    assert opened["paths"] and {round(gate["value"], 6) for gate in opened["gates"]} == {0.3}
     assert opened["gates_open_in_the_model"] == 0
     assert NexusForCausalLM.from_pretrained(nexus_folder).gates().popitem()[1].item() == 0, "the folder is as it was"
 
 
-def test_order_1_has_one_level_and_no_paths(save_nexus, tmp_path):
-    result = inspect(save_nexus(attention_order=1), PROMPT, tmp_path / "out")
+def test_order_1_has_one_level_and_no_paths(save_nexus, inspected):
+    result = inspected(save_nexus(attention_order=1))
     data, maps = data_of(result["page"])
     assert data["orders"] == [1, 1] and len(maps[0]) == 1
     assert result["paths"] == result["most_changed"] == result["gates"] == []
 
 
-def test_paths_name_what_is_in_the_maps(save_nexus, tmp_path):
+def test_paths_name_what_is_in_the_maps(save_nexus, inspected):
     """At order 3, a hop goes back from level 2 and, where what level 2 did is new too, another from level 1."""
     folder = save_nexus(attention_order=3)
-    result = inspect(folder, PROMPT, tmp_path / "out")
-    data, _ = data_of(result["page"])
+    data, _ = data_of(inspected(folder)["page"])
     expected = attentions_of(folder, checkpoints.tokenizer()(PROMPT)["input_ids"])
     lengths, branches = set(), set()
     for layer, heads in enumerate(data["paths"]):
@@ -116,33 +126,20 @@ def test_paths_name_what_is_in_the_maps(save_nexus, tmp_path):
                     branches.add(chain[0][0])
                     start = [target, query]
                     for number, (branch, level, token, inner_head, weight, credit) in enumerate(chain):
-                        assert level == 2 - number and credit > 0
+                        assert level == 2 - number and credit >= 0
                         gatherer = start[0] if branch == "key" else start[1]
-                        assert weight == pytest.approx(weights[level - 1, inner_head, gatherer, token], abs=1e-3)
+                        assert weight == pytest.approx(weights[level - 1, inner_head, gatherer, token], abs=0.0051)
                         start = [token, gatherer]
     assert lengths == {1, 2} and branches == {"query", "key"}
-
-
-@pytest.fixture(scope="module")
-def induction(tmp_path_factory):
-    """The example's model, trained: `induction(order)` -> (folder, accuracy)."""
-
-    def run(order):
-        folder = tmp_path_factory.mktemp("induction") / f"order-{order}"
-        command = [sys.executable, ROOT / "examples" / "induction.py", folder, "--order", str(order)]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        return folder, float(re.search(r"accuracy (\S+)", output)[1])
-
-    return run
 
 
 @pytest.mark.slow
 def test_the_path_of_induction_is_found(induction, tmp_path):
     """A B ... A: the second A looks at B, whose key was gathered from the first A."""
-    folder, accuracy = induction(2)
+    folder, accuracy = induction(order=2, steps=800)
     assert accuracy > 0.99
     pairs = ["red cat", "fog owl", "blue dog", "fir ash", "sun rose", "green fox"]
-    for asked in range(5):
+    for asked in (0, 3):
         words = " ".join([*pairs, pairs[asked].split()[0]])
         result = inspect(folder, words, tmp_path / "out")
         first, answer = result["paths_of_last_token"][0], 2 * asked + 1
@@ -158,36 +155,35 @@ def test_the_path_of_induction_is_found(induction, tmp_path):
 
 @pytest.mark.slow
 def test_without_nesting_there_is_no_such_path(induction, tmp_path):
-    folder, accuracy = induction(1)
+    folder, accuracy = induction(order=1, steps=400)
     assert accuracy < 0.2
     result = inspect(folder, "red cat fog owl blue dog red", tmp_path / "out")
     assert result["paths"] == []
 
 
-def test_chat_and_generate(nexus_folder, tmp_path):
-    plain = inspect(nexus_folder, PROMPT, tmp_path / "plain")
-    chat = inspect(nexus_folder, PROMPT, tmp_path / "chat", chat=True)
-    assert chat["tokens"][0] == "<|im_start|>" and PROMPT in "".join(chat["tokens"])
-    assert "".join(chat["tokens"]).endswith("assistant\n")
-    longer = inspect(nexus_folder, PROMPT, tmp_path / "longer", generate=5)
-    assert longer["prompt_tokens"] == len(plain["tokens"]) and len(longer["tokens"]) == len(plain["tokens"]) + 5
+def test_chat_and_generate(nexus_folder, inspected, kept, tmp_path):
+    prompt_tokens = len(inspected(nexus_folder)["tokens"])
+    result = inspect(nexus_folder, PROMPT, tmp_path / "out", chat=True, generate=5)
+    text = "".join(result["tokens"][: result["prompt_tokens"]])
+    assert text == f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
+    assert result["prompt_tokens"] > prompt_tokens and len(result["tokens"]) == result["prompt_tokens"] + 5
     model = NexusForCausalLM.from_pretrained(nexus_folder).eval()
-    ids = torch.tensor([checkpoints.tokenizer()(PROMPT)["input_ids"]])
+    ids = torch.tensor([checkpoints.tokenizer()(text)["input_ids"]])
     for _ in range(5):
         ids = torch.cat((ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)), dim=1)
-    _, maps = data_of(longer["page"])
+    _, maps = data_of(result["page"])
     for actual, wanted in zip(maps, attentions_of(nexus_folder, ids[0].tolist()), strict=True):
-        np.testing.assert_allclose(actual, wanted, atol=ROUNDED)
+        np.testing.assert_allclose(actual, kept(wanted), atol=1e-6)
 
 
-def test_bfloat16_weights_and_other_heads(save_nexus, tmp_path):
+def test_bfloat16_weights_and_other_heads(save_nexus, inspected, kept, tmp_path):
     folder = save_nexus(NexusForSequenceClassification, num_labels=3, dtype="bfloat16")
-    result = inspect(folder, PROMPT, tmp_path / "out")
+    result = inspected(folder)
     assert result["orders"] == [2, 2]
     model = NexusForSequenceClassification.from_pretrained(folder, attn_implementation="eager").model.float().eval()
     ids = torch.tensor([checkpoints.tokenizer()(PROMPT)["input_ids"]])
     expected = model(ids, output_attentions=True).attentions
-    np.testing.assert_allclose(data_of(result["page"])[1][0][1], expected[1][0].detach(), atol=ROUNDED)
+    np.testing.assert_allclose(data_of(result["page"])[1][0][1], kept(expected[1][0].detach()), atol=1e-6)
     with pytest.raises(InspectionError, match="cannot continue a text"):
         inspect(folder, PROMPT, tmp_path / "more", generate=3)
 
@@ -205,10 +201,10 @@ def test_the_page_stands_alone(save_nexus, tmp_path):
     assert "".join(data_of(result["page"])[0]["tokens"]) == prompt
 
 
-def test_pngs_show_what_they_should(nexus_folder, tmp_path):
-    result = inspect(nexus_folder, PROMPT, tmp_path / "out", gates=0.3)
+def test_pngs_show_what_they_should(nexus_folder, inspected):
+    result = inspected(nexus_folder, 0.3)
     assert [Path(file).name for file in result["files"]] == ["gates.png", "index.html", "overview.png"]
-    overview, gates = (imread(tmp_path / "out" / name) for name in ("overview.png", "gates.png"))
+    overview, gates = (imread(Path(result["page"]).with_name(name)) for name in ("overview.png", "gates.png"))
     assert overview.shape[0] > 600 and overview.shape[1] > 600
     for picture in (overview, gates):
         assert picture[..., :3].std() > 0.05, "it is not blank"
@@ -218,6 +214,26 @@ def test_pngs_show_what_they_should(nexus_folder, tmp_path):
         for colour in ((0x1F, 0x5F, 0xBF), (0xC2, 0x57, 0x0C))
     )
     assert blue.sum() > 1000 and blue.sum() == pytest.approx(orange.sum(), rel=0.1)
+
+
+def test_dollar_signs_are_no_mathematics(nexus_folder, tmp_path):
+    """Between two of them, matplotlib would look for TeX: a wrong picture, or an error."""
+    folder = tmp_path / "a$\\frac$b"
+    folder.symlink_to(nexus_folder)
+    result = inspect(folder, "$x_$ $", tmp_path / "out")
+    assert result["model"] == folder.name and len(result["files"]) == 3
+
+
+def test_290_tokens_of_30_layers_make_a_page_below_10_megabytes():
+    """The shape of SmolLM2-135M, converted: 540 maps. Random attention, far from uniform, packs worse than trained."""
+    sharp = np.random.default_rng(0).gumbel(size=(9, 290, 290)) * 1.5
+    levels = [torch.tensor(sharp), torch.tensor(sharp + 0.05 * np.random.default_rng(1).normal(size=sharp.shape))]
+    hidden = torch.ones(290, 290, dtype=torch.bool).triu(1)
+    weights = torch.stack([level.masked_fill(hidden, -torch.inf).softmax(-1) for level in levels])
+    maps = thousandths(weights[..., ~hidden]).numpy().astype(np.uint16)
+    facts = {"model": "SmolLM2", "tokens": ["token"] * 290}
+    text = page(facts, [LayerView(maps, [0.0] * 9, [[]] * 9)] * 30)
+    assert 3e6 < len(text) < 10e6
 
 
 def test_a_page_too_large_for_a_browser_is_refused():

@@ -3,12 +3,7 @@ The page of `nexus inspect` in a real browser, opened from the disk: clicks and 
 computes, the paths are spelled out, and nothing is asked of the network.
 """
 
-import json
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,19 +11,16 @@ import torch
 from matplotlib.image import imread
 
 import checkpoints
-import nexus_transformers
 from nexus_transformers import NexusConfig, NexusForCausalLM
 from nexus_transformers.inspection import inspect
 
-webdriver = pytest.importorskip("selenium.webdriver")
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+pytest.importorskip("selenium")
+from browser import BROWSER, DRIVER, Page, start
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 
-ROOT = Path(nexus_transformers.__file__).parent
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver")
 TEXT = (
     "A class definition is an executable statement. The inheritance list usually gives a list of base classes.\n"
@@ -37,76 +29,11 @@ TEXT = (
 LAYERS, HEADS, TOKENS = 30, 9, 50
 
 
-class Page:
-    """A page of ours in the browser."""
-
-    def __init__(self, driver, page, address=""):
-        self.driver = driver
-        driver.get("about:blank")  # else only the fragment would change, and the page would not be loaded
-        driver.get_log("performance"), driver.get_log("browser")
-        driver.get(Path(page).resolve().as_uri() + address)
-        self.wait_for(".cell[aria-current]")  # the maps are unpacked after the page has loaded
-
-    def all(self, selector):
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def one(self, selector):
-        (element,) = self.all(selector)
-        return element
-
-    def text(self, selector):
-        return " ".join(self.one(selector).text.split())
-
-    def run(self, script, *arguments):
-        return self.driver.execute_script(script, *arguments)
-
-    def press(self, *keys):
-        ActionChains(self.driver).send_keys(*keys).perform()
-
-    @property
-    def address(self):
-        return self.run("return location.hash")
-
-    def weights(self, level):
-        """Token -> weight, as listed for a level."""
-        listed = self.all(f'.level[data-level="{level}"] .targets li')
-        return {int(item.get_attribute("data-token")): float(item.text.split()[-1]) for item in listed}
-
-    def wait_for(self, selector):
-        return WebDriverWait(self.driver, 5).until(lambda driver: driver.find_element(By.CSS_SELECTOR, selector))
-
-    def check_quiet(self):
-        """No errors, and no request but for the file itself."""
-        assert self.driver.get_log("browser") == []
-        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        requests = [
-            message["params"]["request"]["url"]
-            for message in messages
-            if message["method"] == "Network.requestWillBeSent"
-        ]
-        assert [url for url in requests if url.startswith("file:")], "requests are seen at all"
-        assert not [url for url in requests if not url.startswith(("file:", "data:"))]
-
-
 @pytest.fixture(scope="module")
 def driver():
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    # --no-sandbox: Chromium's does not work for root, which CI is
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--force-device-scale-factor=1"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver = start()
     yield driver
     driver.quit()
-
-
-@pytest.fixture(autouse=True)
-def window(driver):
-    driver.set_window_size(1440, 1000)
-    driver.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "light"}]}
-    )
 
 
 @pytest.fixture(scope="module")
@@ -136,14 +63,6 @@ def deep(tmp_path_factory):
         calls = iter(model(torch.tensor([ids]), output_attentions=True).attentions)
     maps = [np.stack([next(calls)[0].numpy() for _ in range(order)]) for order in config.layer_orders]
     return result["page"], maps
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The model of the example: one layer of order 2 that has learned induction."""
-    folder = tmp_path_factory.mktemp("induction") / "induction"
-    subprocess.run([sys.executable, ROOT / "examples" / "induction.py", folder], check=True, capture_output=True)
-    return folder
 
 
 def check_numbers(page, maps, layer, head, token):
@@ -261,21 +180,14 @@ def test_it_is_legible_with_50_tokens_and_30_layers(driver, deep, tmp_path):
     page.check_quiet()
 
 
-def pixel(page, canvas, x, y):
-    return page.run(
-        "return [...arguments[0].getContext('2d').getImageData(...arguments[1], 1, 1).data]", canvas, [int(x), int(y)]
-    )
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_maps_are_coloured_by_weight(driver, deep, scheme):
+def test_maps_are_coloured_by_weight(driver, deep, kept, scheme):
     """In both colour schemes, the large maps and the small ones."""
     file, maps = deep
-    maps = [weights.round(3) for weights in maps]  # as the page keeps them
+    maps = [kept(weights) for weights in maps]
     layer, head = 7, 3
     page = Page(driver, file, f"#layer={layer}&head={head}&token=40")
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    page.set_scheme(scheme)
     style = "return getComputedStyle(document.documentElement).getPropertyValue(arguments[0])"
     empty, full, future = (
         np.array([int(page.run(style, f"--{name}").strip()[at : at + 2], 16) for at in (1, 3, 5)])
@@ -287,9 +199,9 @@ def test_maps_are_coloured_by_weight(driver, deep, scheme):
     strong = np.unravel_index(maps[layer][1, head].argmax(), (TOKENS, TOKENS))
     for canvas, weights in ((first, maps[layer][0, head]), (last, maps[layer][1, head])):
         for i, j in (strong, (30, 12), (13, 13), (48, 2)):
-            colour = pixel(page, canvas, margin + cell * j + cell // 2, margin + cell * i + cell // 2)[:3]
+            colour = page.pixel(canvas, margin + cell * j + cell // 2, margin + cell * i + cell // 2)[:3]
             assert colour == pytest.approx(empty + (full - empty) * weights[i, j] ** 0.5, abs=1.5)
-        assert pixel(page, canvas, margin + cell * 40 + 5, margin + cell * 10 + 5)[:3] == future.tolist()
+        assert page.pixel(canvas, margin + cell * 40 + 5, margin + cell * 10 + 5)[:3] == future.tolist()
     small = page.wait_for(f'.cell[data-layer="{layer}"][data-head="{head}"][data-drawn="yes"] canvas')
     width, side = int(small.get_attribute("width")), int(small.get_attribute("height"))
     assert width == 2 * side + 1
@@ -299,7 +211,7 @@ def test_maps_are_coloured_by_weight(driver, deep, scheme):
         columns = slice(int(x * span), int(np.ceil((x + 1) * span)))
         for level, left in ((0, 0), (1, side + 1)):
             largest = maps[layer][level, head][rows, columns].max()
-            colour = pixel(page, small, left + x, y)[:3]
+            colour = page.pixel(small, left + x, y)[:3]
             assert colour == pytest.approx(empty + (full - empty) * largest**0.5, abs=1.5)
 
 
@@ -312,8 +224,8 @@ def test_a_cell_is_read_out_under_the_pointer_and_a_click_chooses_its_row(driver
     page.run("arguments[0].scrollIntoView({block: 'center'})", canvas)
     centre = [(margin + cell * (index + 0.5)) - canvas.size["width"] / 2 for index in (j, i)]
     ActionChains(driver).move_to_element_with_offset(canvas, *map(round, centre)).perform()
-    numbers = [float(number) for number in re.findall(r"level \d: ([\d.]+)", page.text("#readout"))]
-    assert numbers == pytest.approx(maps[0][:, 3, i, j], abs=6e-4) and len(numbers) == 3
+    words = ["<0.01" if weight < 0.0095 else f"{weight:.3f}" for weight in maps[0][:, 3, i, j]]
+    assert re.findall(r"level \d: ([<\d.]+)", page.text("#readout")) == words and len(set(words)) == 3
     ActionChains(driver).click().perform()
     assert page.address == f"#layer=0&head=3&token={i}"
     check_numbers(page, maps, 0, 3, i)
@@ -321,9 +233,9 @@ def test_a_cell_is_read_out_under_the_pointer_and_a_click_chooses_its_row(driver
 
 
 @pytest.mark.slow
-def test_the_two_hop_path_is_spelled_out(driver, trained, tmp_path):
+def test_the_two_hop_path_is_spelled_out(driver, induction, tmp_path):
     """The second "fog" looks at "owl", whose key was gathered from the first "fog"."""
-    result = inspect(trained, "red cat fog owl blue dog sun rose fog", tmp_path / "out")
+    result = inspect(induction(order=2, steps=800)[0], "red cat fog owl blue dog sun rose fog", tmp_path / "out")
     page = Page(driver, result["page"])
     assert page.address.endswith("&token=8")
     first = page.all("#paths li")[0]
@@ -336,7 +248,7 @@ def test_the_two_hop_path_is_spelled_out(driver, trained, tmp_path):
     key = next(chain for chain in path["chains"] if chain[0]["branch"] == "key")[0]
     assert f"({key['weight']:.2f}, head {key['head']} of level 1)" in sentence
     assert sentence.endswith(f"credit +{key['credit']:.1f}")
-    assert first.text.splitlines()[0].endswith(f"+{path['gain']:.2f}")
+    assert first.text.splitlines()[0].endswith(f"+{path['gain']:.3f}")
     assert page.weights(1).get(3, 0) < 0.3 < 0.6 < page.weights(2)[3]
     assert "No gates: every nested layer is fully nested" in page.text("#gates")
     page.check_quiet()

@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 EXTRA ?= dev
 INSTALLED := $(VENV)/installed
+# Compiling all of torch takes longer than unpacking it.
+INSTALL := pip install --quiet --no-compile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast test-oldest test-next test-release test-stranger upstream-tests bench evidence evidence-quick lint clean
@@ -17,8 +19,8 @@ install: $(INSTALLED)  ## Make .venv with the pinned versions of everything
 $(INSTALLED): setup.py $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(EXTRA)]'
+	$(BIN)/python -m $(INSTALL) --constraint $(CONSTRAINTS) torch
+	$(BIN)/python -m $(INSTALL) --constraint $(CONSTRAINTS) --editable '.[$(EXTRA)]'
 	@touch $@
 
 demo: install  ## Convert a real model, verify it, chat with it, train its gates
@@ -47,7 +49,7 @@ test-next: install  ## Run the tests that take seconds with newer releases of Tr
 
 test-release:  # for next_release.py
 	$(MAKE) install $(NEXT)
-	.venv-next/bin/python -m pip install --quiet transformers==$(RELEASE)
+	.venv-next/bin/python -m $(INSTALL) transformers==$(RELEASE)
 	$(MAKE) test-fast $(NEXT) PYTEST="$(PINNED_ONLY)"
 
 STRANGER := .venv-stranger/bin/python
@@ -56,11 +58,11 @@ FOLDER := .cache/stranger
 test-stranger:  ## Install without pins, convert, generate; then the same model folder with older releases
 	rm -rf $(FOLDER)
 	$(PYTHON) -m venv --clear .venv-stranger
-	$(STRANGER) -m pip install --quiet --constraint $(CONSTRAINTS) torch
-	$(STRANGER) -m pip install --quiet .
+	$(STRANGER) -m $(INSTALL) --constraint $(CONSTRAINTS) torch
+	$(STRANGER) -m $(INSTALL) .
 	$(STRANGER) tests/stranger.py write $(FOLDER)
 	$(STRANGER) tests/stranger.py check $(FOLDER)
-	$(STRANGER) -m pip install --quiet transformers==5.23.0  # the last before the cache had another name
+	$(STRANGER) -m $(INSTALL) transformers==5.23.0  # the last before the cache had another name
 	$(STRANGER) tests/stranger.py check $(FOLDER)
 	$(MAKE) install $(OLDEST)
 	.venv-oldest/bin/python tests/stranger.py check $(FOLDER)
@@ -69,7 +71,7 @@ bench: install  ## Measure speed and memory beside Llama, in a few minutes
 	$(BIN)/python -m benchmarks.speed --preset quick
 
 $(VENV)/evidence: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[evidence]'
+	$(BIN)/python -m $(INSTALL) --constraint $(CONSTRAINTS) --editable '.[evidence]'
 	@touch $@
 
 evidence: $(VENV)/evidence  ## Make the runs of all experiments that are not there yet, and RESULTS.md and pictures of them (hours)

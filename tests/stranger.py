@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # a tiny model: threads would only wait for each other
 os.environ["HF_MODULES_CACHE"] = f"{sys.argv[2]}/modules"  # read at import
 
 import torch
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 FOLDER = Path(sys.argv[2])
 SOURCE, CONVERTED, TOKENS = FOLDER / "llama", FOLDER / "nexus", FOLDER / "tokens.pt"
-IDS = torch.arange(3, 43).reshape(2, 20)
+INPUTS = {"input_ids": torch.arange(3, 43).reshape(2, 20), "attention_mask": torch.ones(2, 20, dtype=torch.long)}
 NO_WINDOW, WINDOW = {}, {"sliding_window": 6, "sliding_layers": [1]}
 CACHES = {  # name -> changes of the config, arguments of `generate`
     "dynamic": (NO_WINDOW, {}),
@@ -42,14 +43,16 @@ def load(**changes) -> transformers.PreTrainedModel:
 
 
 def generate(model, **settings) -> torch.Tensor:
-    return model.generate(IDS, min_new_tokens=24, max_new_tokens=24, do_sample=False, **settings)
+    return model.generate(**INPUTS, min_new_tokens=24, max_new_tokens=24, do_sample=False, **settings)
 
 
 @torch.no_grad()
 def check() -> None:
     sys.modules["nexus_transformers"] = None
     source, converted = AutoModelForCausalLM.from_pretrained(SOURCE).eval(), load()
-    assert torch.equal(converted(IDS).logits, source(IDS).logits), "with closed gates, the logits are not the source's"
+    assert torch.equal(converted(**INPUTS).logits, source(**INPUTS).logits), (
+        "with closed gates, the logits are not the source's"
+    )
     tokens = {}
     for name, (changes, settings) in CACHES.items():
         model = load(**changes)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import nexus_transformers
+from nexus_transformers.configuration_nexus import TESTED_TRANSFORMERS
 
 ROOT = Path(nexus_transformers.__file__).parent
 FOLDERS = ["conversion_scripts", "inspection", "tokenization"]
@@ -81,3 +83,11 @@ def test_the_pins_are_inside_the_ranges_and_the_oldest_are_their_lower_ends(site
         if requirement.name not in optional:
             lower = next(end.version for end in requirement.specifier if end.operator == ">=")
             assert re.sub(r"(\.0)+$", "", oldest[requirement.name]) == lower, requirement
+
+
+def test_the_code_that_travels_says_which_versions_the_package_admits(site):
+    (distribution,) = metadata.distributions(path=[str(site)])
+    (admitted,) = (item.specifier for item in map(Requirement, distribution.requires) if item.name == "transformers")
+    oldest, newest = TESTED_TRANSFORMERS
+    major, minor = newest.split(".")
+    assert admitted == SpecifierSet(f">={oldest},<{major}.{int(minor) + 1}")

@@ -164,9 +164,10 @@ def main() -> None:
     result = {"trained": args.train, "steps": args.steps, "loss_before": before, "loss_after": after, "gates": gates}
     (args.out / "finetune.json").write_text(json.dumps(result, indent=2) + "\n")
     trained = (
-        f"{TRAINED[args.train].format(gates=len(gates))}, for {args.steps} steps of {args.batch} x {args.length} tokens "
-        f"of Python's documentation. In this one run the loss on held-out documents, {len(trainer.eval_dataset)} x "
-        f"{args.length} tokens, went from {before:.4f} to {after:.4f} nats per token. `finetune.json` has every gate."
+        f"{TRAINED[args.train].format(gates=len(gates))}, for {args.steps} steps of {args.batch} x {args.length} "
+        "tokens of Python's documentation. In this one run the loss on held-out documents, "
+        f"{len(trainer.eval_dataset)} x {args.length} tokens, went from {before:.4f} to {after:.4f} nats per token. "
+        "`finetune.json` has every gate."
     )
     write_card(args.model, args.out, trained)
     if args.plot:

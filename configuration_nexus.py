@@ -1,9 +1,22 @@
 # Copyright 2026 The Nexus Transformers authors. Licensed under the Apache License, Version 2.0.
 """Configuration of Nexus models: a Llama-style decoder whose queries and keys are themselves attention outputs."""
 
-from huggingface_hub.dataclasses import strict
-from transformers.activations import ACT2FN
-from transformers.configuration_utils import PreTrainedConfig
+import transformers
+
+# The oldest release that can run this file, and the newest minor release that the tests have passed with.
+TESTED_TRANSFORMERS = ("5.16.1", "5.24")
+if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 16):
+    raise ImportError(
+        f"Nexus models need transformers {TESTED_TRANSFORMERS[0]} or newer, and {transformers.__version__} is "
+        "installed: pip install --upgrade transformers"
+    )
+
+from dataclasses import fields  # noqa: E402
+from difflib import get_close_matches  # noqa: E402
+
+from huggingface_hub.dataclasses import strict  # noqa: E402
+from transformers.activations import ACT2FN  # noqa: E402
+from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
 
 ATTENTION_TP_PLAN = {
     "layers.*.self_attn.q_proj": "colwise",
@@ -121,7 +134,7 @@ class NexusConfig(PreTrainedConfig):
     }
 
     # What makes it Nexus
-    attention_order: int | list[int] | None = None
+    attention_order: int | list[int] | tuple[int, ...] | None = None
     refine_query: bool = True
     refine_key: bool = True
     share_projections: bool = True
@@ -148,7 +161,7 @@ class NexusConfig(PreTrainedConfig):
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = 1
-    eos_token_id: int | list[int] | None = 2
+    eos_token_id: int | list[int] | tuple[int, ...] | None = 2
     tie_word_embeddings: bool = True
     rope_parameters: dict | None = None
     attention_bias: bool = False
@@ -156,12 +169,16 @@ class NexusConfig(PreTrainedConfig):
     qk_norm: bool | str = False
     float32_norm_and_rope: bool = False
     sliding_window: int | None = None
-    sliding_layers: list[int] | None = None
+    sliding_layers: list[int] | tuple[int, ...] | None = None
     attention_dropout: float | int = 0.0
     mlp_bias: bool = False
     classifier_dropout: float | int = 0.1
 
     def __post_init__(self, **kwargs):
+        refuse_unknown_fields(kwargs)
+        for name in ("attention_order", "sliding_layers", "eos_token_id"):
+            if isinstance(getattr(self, name), tuple):
+                setattr(self, name, list(getattr(self, name)))  # as config.json has it
         if self.attention_order is None:
             self.attention_order = ([2] + [1] * (self.num_layers - 1))[: self.num_layers]
         if self.head_dim is None and self.num_attention_heads > 0:
@@ -209,14 +226,15 @@ class NexusConfig(PreTrainedConfig):
 
     @num_hidden_layers.setter
     def num_hidden_layers(self, value):
-        raise ValueError(_NUM_HIDDEN_LAYERS_HINT.format(value=value))
+        raise ValueError(NUM_HIDDEN_LAYERS_IS_DERIVED.format(value=value))
 
     def validate_architecture(self):
         """Called by the constructor, by `save_pretrained` and when a model is built."""
-        orders = self.attention_order if isinstance(self.attention_order, list) else [self.attention_order]
+        several = isinstance(self.attention_order, list | tuple)
+        orders = self.attention_order if several else [self.attention_order]
         if any(order is None or isinstance(order, bool) or order < 1 for order in orders):
             raise ValueError(f"attention_order={self.attention_order}: every order must be an integer of at least 1.")
-        if isinstance(self.attention_order, list) and len(self.attention_order) != self.num_layers:
+        if several and len(self.attention_order) != self.num_layers:
             raise ValueError(
                 f"attention_order={self.attention_order} has {len(self.attention_order)} entries, but "
                 f"num_layers={self.num_layers}; give one order per layer, or a single integer for all."
@@ -258,10 +276,29 @@ class NexusConfig(PreTrainedConfig):
             raise ValueError(f"head_dim={self.head_dim}: rotary embedding needs an even, positive head size.")
 
 
-_NUM_HIDDEN_LAYERS_HINT = (
+NUM_HIDDEN_LAYERS_IS_DERIVED = (
     "num_hidden_layers={value}: NexusConfig takes the number of decoder layers as `num_layers`; `num_hidden_layers` is "
-    "derived from it and counts the slots of the KV cache (one per attention call)."
+    "derived from it and counts the slots of the KV cache (one per attention call). What sets it to change the number "
+    "of layers, such as PEFT's layer_replication and generate's assistant_early_exit, does not work with Nexus."
 )
+
+
+def refuse_unknown_fields(arguments: dict) -> None:
+    """
+    Raises `ValueError` for an argument that is derived, or almost the name of a field. Others are kept as attributes,
+    as by every config of Transformers: they may be notes of the user's, or fields of a later version.
+    """
+    if "num_hidden_layers" in arguments:
+        raise ValueError(NUM_HIDDEN_LAYERS_IS_DERIVED.format(value=arguments["num_hidden_layers"]))
+    if "layer_types" in arguments:
+        raise ValueError("layer_types is derived, one entry per cache slot: set sliding_window and sliding_layers.")
+    names = {field.name for field in fields(NexusConfig)}
+    for name in arguments:
+        if name in ("rope_theta", "rope_scaling") or hasattr(PreTrainedConfig, name):
+            continue
+        if nearest := get_close_matches(name, names, n=1, cutoff=0.9):
+            raise ValueError(f"NexusConfig has no field {name!r}. Did you mean {nearest[0]!r}?")
+
 
 AUTO_MAP = {
     "AutoConfig": "configuration_nexus.NexusConfig",

@@ -20,8 +20,12 @@ Shapes in comments: B batch, T new tokens, S all tokens (cached and new), D hidd
 d head size.
 """
 
+import functools
+import warnings
+
 import torch
 from torch import nn
+from transformers import __version__ as transformers_version
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
@@ -35,6 +39,7 @@ from transformers.modeling_layers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
@@ -42,11 +47,75 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_nexus import NexusConfig
+from .configuration_nexus import TESTED_TRANSFORMERS, NexusConfig
+
+logger = logging.get_logger(__name__)
+
+# Trainer's label smoothing shifts the labels only of classes that this table names.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault("nexus", "NexusForCausalLM")
+
+# Transformers 5.24 renamed the cache, as argument and in outputs. `forward` and `generate` take it under both names.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+# What `forward` accepts besides its own arguments. The last line has no meaning to a decoder: it is ignored, as Llama
+# ignores it.
+KNOWN_ARGUMENTS = {
+    *TransformersKwargs.__annotations__,
+    *("shift_labels", "num_items_in_batch"),  # the loss
+    *("read_index", "write_index", "block_table", "logits_indices", "logits_processor_args"),  # continuous batching
+    *("token_type_ids", "cache_position"),
+}
+
+
+def refuse_unknown(arguments: dict) -> None:
+    """
+    Raises `TypeError` for an argument that holds a cache or tensors and that nothing here reads. Swallowed, as
+    `**kwargs` would, it makes wrong outputs that look right: a renamed cache makes every decoding step see one token.
+    """
+    for name, value in arguments.items():
+        if name not in KNOWN_ARGUMENTS and holds_state(value):
+            oldest, newest = TESTED_TRANSFORMERS
+            raise TypeError(
+                f"Nexus does not know the argument {name!r}. Leave it out; if Transformers itself passes it, install a "
+                f"version that this model was tested with: {oldest} to {newest} (installed: {transformers_version})."
+            )
+
+
+def one_of(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """The cache, by whichever of its two names it came."""
+    if past_key_values is not None:
+        if cache is not None:
+            raise ValueError("Pass the cache once: as `cache`, or by its old name, `past_key_values`.")
+        if CACHE == "cache" and not torch.compiler.is_compiling():
+            warnings.warn("`past_key_values` is deprecated. Use `cache` instead.", FutureWarning, stacklevel=3)
+        cache = past_key_values
+    if cache is not None and not hasattr(cache, "update"):
+        raise TypeError(f"The cache must be a `Cache` of Transformers, such as `DynamicCache`, not a {type(cache)}.")
+    return cache
+
+
+def warn_if_untested() -> None:
+    newest = TESTED_TRANSFORMERS[1]
+    if release(transformers_version) > release(newest):
+        logger.warning_once(
+            f"This Nexus model was tested with transformers {newest} and older, and {transformers_version} is "
+            f"installed: compare outputs, or `pip install 'transformers<={newest}.99'`."
+        )
+
+
+def release(version: str) -> tuple[int, ...]:
+    """ "5.24.0.dev0" -> (5, 24)."""
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def holds_state(value: object) -> bool:
+    if isinstance(value, list | tuple | dict):
+        return any(holds_state(item) for item in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, torch.Tensor) or hasattr(value, "get_seq_length")
 
 
 class NexusRMSNorm(LlamaRMSNorm):
@@ -123,7 +192,7 @@ class NexusAttentionCall(nn.Module):
         key: torch.Tensor,  # (B, G, T, d)
         value: torch.Tensor,  # (B, G, T, d)
         attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         attended: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, torch.Tensor]]:
@@ -131,14 +200,14 @@ class NexusAttentionCall(nn.Module):
         Returns the output (B, T, H*d), the attention map (B, H, T, S) or None, and the keys and values (B, G, S, d)
         that were attended to, which the next call of the layer takes as `attended`.
         """
-        if past_key_values is not None:
+        if cache is not None:
             if not self.new_keys:
                 key, value = attended
-            elif not self.new_values and can_store_keys_alone(past_key_values, self.layer_idx):
-                key, _ = past_key_values.update(key, key[..., :0], self.layer_idx)
+            elif not self.new_values and can_store_keys_alone(cache, self.layer_idx):
+                key, _ = cache.update(key, key[..., :0], self.layer_idx)
                 value = attended[1]  # as `update` returned them: a slot may be cropped, quantized or on another device
             else:
-                key, value = past_key_values.update(key, value, self.layer_idx)
+                key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)  # paged caches change kwargs
 
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -160,8 +229,11 @@ class NexusAttentionCall(nn.Module):
 def can_store_keys_alone(cache: Cache, slot: int) -> bool:
     """
     Whether this slot takes values of width 0, so that a layer's values are stored once. Quantized layers do not, nor do
-    layers that were allocated ahead of time with room for values (static caches before chunked prefill or export).
+    layers that were allocated ahead of time with room for values (static caches before chunked prefill or export), nor
+    paged caches.
     """
+    if not isinstance(cache, Cache):
+        return False
     layer = cache.layers[slot] if slot < len(cache.layers) else None
     if layer is None or hasattr(layer, "_quantize"):
         return layer is None
@@ -214,8 +286,9 @@ class NexusSourceNorm(nn.Module):
         return torch.lerp(hidden_states, refined, gate.to(refined.dtype))  # lerp is exact at 0 and at 1
 
     def energy(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """D (mean(x^2) + eps) in float32, (B, T, D) -> (B, T, 1). A norm needs no second tensor of the input's size."""
-        norm = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=torch.float32)
+        """D (mean(x^2) + eps), (B, T, D) -> (B, T, 1), at least float32. A norm needs no second tensor of its size."""
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=dtype)
         return norm.square() + self.eps * hidden_states.shape[-1]
 
 
@@ -296,7 +369,7 @@ class NexusAttention(NexusProjections):
         hidden_states: torch.Tensor,  # X, (B, T, D)
         position_embeddings: tuple[torch.Tensor, torch.Tensor],  # cos and sin, (B, T, 1, r) each
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         query_source = key_source = hidden_states
@@ -310,7 +383,7 @@ class NexusAttention(NexusProjections):
                 key = weights.key(key_source, position_embeddings)
             if call.new_values:
                 value = weights.value(hidden_states)
-            attn_output, _, attended = call(query, key, value, attention_mask, past_key_values, attended, **kwargs)
+            attn_output, _, attended = call(query, key, value, attention_mask, cache, attended, **kwargs)
             attn_output = weights.o_proj(attn_output)
             if level < self.order - 1:
                 query_source, key_source = self.source_norm(hidden_states, attn_output, level + 1)
@@ -320,6 +393,8 @@ class NexusAttention(NexusProjections):
 class NexusDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: NexusConfig, order: int, first_slot: int):
         super().__init__()
+        self.first_slot = first_slot
+        self.layer_type = config.layer_types[first_slot]  # full or sliding: which mask it takes
         self.self_attn = NexusAttention(config, order, first_slot)
         self.mlp = NexusMLP(config)
         self.post_norm = config.norm_position == "post"
@@ -335,13 +410,13 @@ class NexusDecoderLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         residual = hidden_states
         if not self.post_norm:
             hidden_states = self.input_layernorm(hidden_states)
-        hidden_states = self.self_attn(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+        hidden_states = self.self_attn(hidden_states, position_embeddings, attention_mask, cache, **kwargs)
         if self.post_norm:
             hidden_states = residual + self.post_attention_layernorm(hidden_states)
             return hidden_states + self.post_feedforward_layernorm(self.mlp(hidden_states))
@@ -367,7 +442,7 @@ class NexusPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["NexusDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -412,14 +487,13 @@ class NexusModel(NexusPreTrainedModel):
 
     def __init__(self, config: NexusConfig):
         config.validate_architecture()  # fields may have been set since the config was made, e.g. the order at load
+        warn_if_untested()
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList()
-        self.layer_types = []  # per decoder layer; config.layer_types is per cache slot
         first_slot = 0
         for order in config.layer_orders:
             self.layers.append(NexusDecoderLayer(config, order, first_slot))
-            self.layer_types.append(config.layer_types[first_slot])
             first_slot += config.num_key_sets(order)
         self.norm = residual_norm(config)
         self.rotary_emb = NexusRotaryEmbedding(config)
@@ -433,9 +507,10 @@ class NexusModel(NexusPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """
@@ -443,16 +518,26 @@ class NexusModel(NexusPreTrainedModel):
             input_ids: (B, T); or inputs_embeds: (B, T, D). Exactly one of the two, else `ValueError`.
             attention_mask: (B, S), 1 for tokens and 0 for padding on either side; or a ready 4-D mask.
             position_ids: (B, T), by default counted on from the cache.
-            past_key_values: any cache class of Transformers; by default a `DynamicCache` if `use_cache`.
+            cache, or past_key_values: any cache class of Transformers; by default a `DynamicCache` if `use_cache`.
+
+        Raises `TypeError` for an unknown argument that holds a cache or tensors.
         """
+        refuse_unknown(kwargs)
+        cache = one_of(cache, past_key_values)
+        if self.layers[0].first_slot != 0:
+            raise ValueError("The first layer was removed, which the positions in the cache are counted by: keep it.")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            cache = None  # the backward pass runs every layer again, and would store its keys again
+        if cache is not None and not isinstance(cache, Cache) and CACHE != "cache":
+            kwargs["cache"], cache = cache, None  # a paged cache, which before 5.24 the attention function updates
         if position_ids is None:
-            past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+            past_length = cache.get_seq_length() if cache is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_length)[None]
 
         masks = attention_mask  # `generate` may have made them already, one per layer type
@@ -461,10 +546,10 @@ class NexusModel(NexusPreTrainedModel):
                 "config": self.config,
                 "inputs_embeds": inputs_embeds,
                 "attention_mask": attention_mask,
-                "past_key_values": past_key_values,
+                CACHE: cache,
                 "position_ids": position_ids,
             }
-            kinds = set(self.layer_types)
+            kinds = {layer.layer_type for layer in self.layers}
             masks = {kind: MASKS[kind](**mask_arguments) for kind in MASKS if kind in kinds}
         # cos and sin take the dtype of the first argument, of which nothing else is read
         dtype_like = inputs_embeds[..., :1].float() if self.config.float32_norm_and_rope else inputs_embeds
@@ -474,16 +559,16 @@ class NexusModel(NexusPreTrainedModel):
         position_embeddings = cos.unsqueeze(2), sin.unsqueeze(2)  # (B, T, 1, r): the same for all heads and levels
 
         hidden_states = inputs_embeds
-        for layer, kind in zip(self.layers, self.layer_types, strict=True):
+        for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
                 position_embeddings=position_embeddings,
-                attention_mask=masks[kind],
-                past_key_values=past_key_values,
+                attention_mask=masks[layer.layer_type],
+                cache=cache,
                 position_ids=position_ids,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE: cache})
 
 
 class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
@@ -500,16 +585,24 @@ class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    if CACHE != "cache":
+
+        @functools.wraps(GenerationMixin.generate)
+        def generate(self, *args, cache: Cache | None = None, past_key_values: Cache | None = None, **kwargs):
+            return super().generate(*args, past_key_values=one_of(cache, past_key_values), **kwargs)
+
     # `generate` takes `inputs_embeds` only where it finds it in this signature
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, inputs_embeds=None, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids, cache=None, inputs_embeds=None, past_key_values=None, **kwargs
+    ) -> dict:
         """Drops the cache when LongRoPE goes over to its long frequencies: the keys in it were rotated by the short."""
+        cache = one_of(cache, past_key_values)
         rope = self.config.rope_parameters
-        if past_key_values is not None and rope["rope_type"] == "longrope":
-            if past_key_values.get_seq_length() <= rope["original_max_position_embeddings"] < input_ids.shape[1]:
-                past_key_values, kwargs["next_sequence_length"] = None, None
-        return super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
-        )
+        if cache is not None and rope["rope_type"] == "longrope":
+            if cache.get_seq_length() <= rope["original_max_position_embeddings"] < input_ids.shape[1]:
+                cache, kwargs["next_sequence_length"] = None, None
+        kwargs |= {CACHE: cache, "inputs_embeds": inputs_embeds}
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -517,11 +610,12 @@ class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """
@@ -533,7 +627,7 @@ class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=one_of(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -547,9 +641,9 @@ class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: outputs[CACHE] if CACHE in outputs else None},
         )
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from transformers import logging
 
-from ..errors import ConversionError
+from ..errors import ConversionError, NexusError
 from ..inspection import inspect as run_inspect
 from ..inspection.printing import print_inspection
 from .convert import convert as run_convert
@@ -169,7 +169,7 @@ def main() -> None:
     logging.disable_progress_bar()
     try:
         app()
-    except ConversionError as error:
+    except NexusError as error:
         if "--json" in sys.argv:
             print_json({"error": str(error)})
         else:

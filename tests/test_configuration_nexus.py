@@ -192,6 +192,48 @@ def test_num_hidden_layers_cannot_be_given(tmp_path):
         NexusConfig.from_pretrained(tmp_path, num_hidden_layers=3)
 
 
+@pytest.mark.parametrize("name", ["atention_order", "source_gates", "num_layer", "hidden_sizes", "tie_word_embedding"])
+def test_a_misspelt_field_is_refused_with_the_nearest_name(name):
+    with pytest.raises(INVALID, match=rf"no field '{name}'. Did you mean '\w+'\?"):
+        tiny(**{name: 2})
+
+
+def test_fields_of_transformers_and_of_other_versions_are_kept(tmp_path):
+    extra = {
+        "torch_dtype": "float32",
+        "output_attentions": True,
+        "id2label": {0: "no"},
+        "note": "mine",
+        "rope_theta": 7.0,
+    }
+    extra |= {"use_sliding_window": False, "a_field_of_the_year_2030": 1}
+    config = tiny(**extra)
+    config.save_pretrained(tmp_path)
+    again = NexusConfig.from_pretrained(tmp_path)
+    assert again.note == "mine" and again.rope_parameters["rope_theta"] == 7.0 and again.a_field_of_the_year_2030 == 1
+
+
+def test_kinds_of_slots_cannot_be_given():
+    with pytest.raises(INVALID, match="set sliding_window and sliding_layers"):
+        tiny(layer_types=["full_attention"] * 2)
+
+
+def test_tuples_are_as_good_as_lists(tmp_path):
+    given = {"attention_order": (2, 1), "sliding_window": 4, "sliding_layers": (1,), "eos_token_id": (2, 3)}
+    config = tiny(**given)
+    assert (config.attention_order, config.sliding_layers, config.eos_token_id) == ([2, 1], [1], [2, 3])
+    config.attention_order = (1, 3)
+    NexusForCausalLM(config).save_pretrained(tmp_path)
+    assert NexusConfig.from_pretrained(tmp_path).layer_orders == [1, 3]
+
+
+def test_an_old_release_of_transformers_is_refused_in_one_sentence(monkeypatch):
+    source = inspect.getsource(importlib.import_module("nexus_transformers.configuration_nexus"))
+    monkeypatch.setattr("transformers.__version__", "4.57.1")
+    with pytest.raises(ImportError, match=r"5\.16\.1 or newer, and 4\.57\.1 is installed: pip install"):
+        exec(compile(source, "configuration_nexus.py", "exec"), {"__name__": "old"})
+
+
 def test_an_invalid_config_is_not_saved(tmp_path):
     config = tiny()
     config.attention_order = [2, 2, 2]

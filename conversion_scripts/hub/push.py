@@ -3,11 +3,7 @@
 and loaded in a fresh process, and must be what lies in the folder.
 """
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,9 +23,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import logging, validate_repo_id
 
 from ...errors import ConversionError
-from ..checkpoint.output import write_json
 from ..printing import console, size
 from ..progress import quiet_when_piped, spinner
+from ..verification.isolated import run_isolated
 from ..verification.verify import fits_in_memory
 from .upload import MODEL_FILES, WEIGHT_FILES, Upload, matches, prepare
 
@@ -174,36 +170,22 @@ def describe_failure(repo_id: str, error: BaseException, advice: str) -> str:
 
 
 def verify_pushed(upload: Upload, repo_id: str, commit: str) -> dict[str, Any]:
-    """Runs pushed_check.py in an empty folder, without PYTHONPATH and with caches of its own."""
-    with tempfile.TemporaryDirectory(prefix="nexus-push-") as scratch:
-        request, result = Path(scratch) / "request.json", Path(scratch) / "result.json"
-        write_json(
-            request,
-            {
-                "repo_id": repo_id,
-                "revision": commit,
-                "folder": str(upload.folder.resolve()),
-                "files": upload.files,
-                "auto_class": upload.auto_class,
-                "vocab_size": upload.config.vocab_size,
-                "load_weights": fits_in_memory(upload.checkpoint),
-            },
-        )
-        script = shutil.copy(Path(__file__).parents[1] / "verification" / "pushed_check.py", scratch)
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        # Not HF_HOME: the token is kept there.
-        environment |= {f"HF_{name}_CACHE": f"{scratch}/{name}" for name in ("HUB", "MODULES", "XET")}
-        with spinner("downloading the commit and loading it in a fresh process"):
-            process = subprocess.run(
-                [sys.executable, script, request, result], cwd=scratch, env=environment, capture_output=True, text=True
-            )
-        if process.returncode != 0:
-            lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-            raise ConversionError(
-                f"{repo_id}: was uploaded as commit {commit}, but could not be downloaded and loaded again "
-                f"({lines[-1]}). Run the same command again: it uploads nothing twice."
-            )
-        figures = json.loads(result.read_text())
+    """Downloads the commit and compares it with the folder in a fresh process, see pushed_check.py."""
+    request = {
+        "repo_id": repo_id,
+        "revision": commit,
+        "folder": str(upload.folder.resolve()),
+        "files": upload.files,
+        "auto_class": upload.auto_class,
+        "vocab_size": upload.config.vocab_size,
+        "load_weights": fits_in_memory(upload.checkpoint),
+    }
+    failure = (
+        f"{repo_id}: was uploaded as commit {commit}; to check it again, run the same command, which uploads nothing "
+        "twice. It could not be downloaded and loaded again"
+    )
+    with spinner("downloading the commit and loading it in a fresh process"):
+        figures = run_isolated("pushed_check.py", request, failure)
     if figures["differences"]:
         raise ConversionError(
             f"{repo_id}: was uploaded as commit {commit}, but what comes back differs: "

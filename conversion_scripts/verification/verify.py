@@ -3,12 +3,6 @@ Is a Nexus model, with its gates closed, the same function as its source? Two in
 files is compared, and both models are loaded and run in a fresh process that cannot import our package.
 """
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +15,7 @@ from ..checkpoint.output import REPORT_FILE, write_json
 from ..checkpoint.plan import parts_of
 from ..checkpoint.source import Checkpoint, Source, open_checkpoint, open_source, read_json
 from ..progress import bytes_bar, spinner
+from .isolated import run_isolated
 
 FUSED_TOLERANCE = 2**-15  # of the largest logit, in float32, for sources that multiply fused weights
 CONTROL_FACTOR = 10  # by which a control must exceed the tolerance, where that is not 0
@@ -54,7 +49,7 @@ def verify_opened(source: Source, out: Path, layer_by_layer: bool = False) -> di
         raise ConversionError(f"{out}: is not a Nexus model (model_type={config.get('model_type')!r}).")
     figures = compare_tensors(source, open_checkpoint(str(out), out, None, config))
     with spinner("comparing source and result in a fresh process"):
-        figures |= run_isolated(source, out, config, layer_by_layer or not fits_in_memory(source))
+        figures |= compare_functions(source, out, config, layer_by_layer or not fits_in_memory(source))
     judge(figures, out)
     return figures
 
@@ -99,36 +94,23 @@ def fits_in_memory(source: Source) -> bool:
     return 1.5 * source.nbytes < psutil.virtual_memory().available
 
 
-def run_isolated(source: Source, out: Path, config: dict[str, Any], layer_by_layer: bool) -> dict[str, Any]:
-    """Runs isolated_check.py in an empty folder, without PYTHONPATH and with a module cache of its own."""
+def compare_functions(source: Source, out: Path, config: dict[str, Any], layer_by_layer: bool) -> dict[str, Any]:
+    """Runs both models in a fresh process, see isolated_check.py."""
     nested_without_gates = not config.get("source_gate") and config.get("attention_order") != 1
     # Where the source multiplies fused weights, products are rounded otherwise: float32 keeps the difference small.
     dtype = "float32" if source.family.fused else config.get("dtype") or "float32"
-    with tempfile.TemporaryDirectory(prefix="nexus-verify-") as scratch:
-        request, result = Path(scratch) / "request.json", Path(scratch) / "result.json"
-        write_json(
-            request,
-            {
-                "source": str(source.folder.resolve()),
-                "gguf_file": source.gguf_file,
-                "target": str(out.resolve()),
-                "dtype": dtype,
-                "attn_implementation": "sdpa",
-                "attention_order": 1 if nested_without_gates else None,
-                "has_tokenizer": (out / "tokenizer_config.json").exists(),
-                "layer_by_layer": layer_by_layer and source.gguf_file is None,
-            },
-        )
-        script = shutil.copy(Path(__file__).parent / "isolated_check.py", scratch)
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        environment |= {"HF_MODULES_CACHE": f"{scratch}/modules", "HF_HUB_OFFLINE": "1"}
-        process = subprocess.run(
-            [sys.executable, script, request, result], cwd=scratch, env=environment, capture_output=True, text=True
-        )
-        if process.returncode != 0:
-            lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-            raise ConversionError(f"{out}: could not be loaded and run in a fresh process ({lines[-1]}).")
-        figures = json.loads(result.read_text())
+    request = {
+        "source": str(source.folder.resolve()),
+        "gguf_file": source.gguf_file,
+        "target": str(out.resolve()),
+        "dtype": dtype,
+        "attn_implementation": "sdpa",
+        "attention_order": 1 if nested_without_gates else None,
+        "has_tokenizer": (out / "tokenizer_config.json").exists(),
+        "layer_by_layer": layer_by_layer and source.gguf_file is None,
+    }
+    failure = f"{out}: could not be loaded and run in a fresh process"
+    figures = run_isolated("isolated_check.py", request, failure, HF_HUB_OFFLINE="1")
     tolerance = FUSED_TOLERANCE * figures["max_abs_logit"] if source.family.fused else 0.0
     order = 1 if nested_without_gates else config.get("attention_order")
     return figures | {"tolerance": tolerance, "compared_at_order": order}

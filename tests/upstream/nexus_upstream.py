@@ -10,7 +10,7 @@ import unittest
 from unittest import mock
 
 import torch
-from transformers.testing_utils import _TEXT_MODEL_TESTER_DEFAULTS, torch_device
+from transformers.testing_utils import torch_device
 
 from nexus_transformers import NexusConfig, NexusForCausalLM, NexusModel
 
@@ -49,10 +49,20 @@ from transformers_tests.test_training_mixin import TrainingTesterMixin  # noqa: 
 common.MODEL_MAPPING_NAMES = {**common.MODEL_MAPPING_NAMES, "nexus": "NexusModel"}
 common.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = {**common.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "nexus": "NexusForCausalLM"}
 
-FIELDS = (
-    "vocab_size hidden_size num_layers num_attention_heads num_key_value_heads intermediate_size hidden_act "
-    "max_position_embeddings pad_token_id bos_token_id eos_token_id"
-).split()
+FIELDS = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 32,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
 
 
 class Tester:
@@ -60,19 +70,20 @@ class Tester:
 
     base_model_class = NexusModel
     causal_lm_class = NexusForCausalLM
-    num_layers = 2
+    batch_size = 13
+    seq_length = 7
+    is_training = True
 
     def __init__(self, parent: unittest.TestCase, **nexus):
         self.parent = parent
-        for name, value in _TEXT_MODEL_TESTER_DEFAULTS.items():
-            setattr(self, name, value)
         self.nexus = nexus
+        for name, value in FIELDS.items():
+            setattr(self, name, value)
         self.num_hidden_layers = sum(self.get_config().layer_orders)  # attention maps
         self.expected_num_hidden_layers = self.num_layers + 1  # hidden states
 
     def get_config(self) -> NexusConfig:
-        fields = {name: getattr(self, name) for name in FIELDS}
-        return NexusConfig(**{"tie_word_embeddings": False, "attention_order": 2, **fields, **self.nexus})
+        return NexusConfig(**{name: getattr(self, name) for name in FIELDS} | self.nexus)
 
     def prepare_config_and_inputs_for_common(self):
         input_ids = common.ids_tensor([self.batch_size, self.seq_length], self.vocab_size)

@@ -10,8 +10,8 @@ import sys
 import tarfile
 from pathlib import Path
 
-VERSION = "5.23.0"
-SHA256 = "19d647a4d5d903a7c644ca5cde2d86efc3dde7d8c687ae7988806ff2205efa71"
+VERSION = "5.24.0"
+SHA256 = "906cb8c3cb2123575e263962586a4d21a979ce97feeb95fe6aaf66fe6ae88bf3"
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "upstream"
 

@@ -100,7 +100,7 @@ def change_the_scaling(out):
 
 
 def break_the_cache(out):
-    old = "key, value = past_key_values.update(key, value, self.layer_idx)"
+    old = "key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)"
     new = f"{old}; value = value.roll(1, 2) if query.shape[2] == 1 else value"
     replace_in(out / "modeling_nexus.py", old, new)
 

@@ -22,7 +22,7 @@ $(INSTALLED): setup.py $(CONSTRAINTS)
 	@touch $@
 
 demo: install  ## Convert a real model, verify it, chat with it, train its gates
-	$(BIN)/python examples/demo.py
+	$(BIN)/python -m examples.demo
 
 test: install  ## Run all tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -34,7 +34,7 @@ upstream-tests: install  ## Run Transformers' own common tests on Nexus (those i
 	$(BIN)/python tests/upstream/run.py
 
 # The README's commands, and counts of operations inside Transformers' own models.
-PINNED_ONLY := --ignore=tests/integration/test_readme.py --ignore=tests/benchmarks
+PINNED_ONLY := --ignore=tests/integration/test_readme.py --ignore=tests/common
 
 test-oldest:  ## Run the tests that take seconds with the oldest supported versions
 	$(MAKE) test-fast VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRA=test \

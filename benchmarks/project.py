@@ -1,8 +1,8 @@
 """
 Writes PROJECTION.md: what large nested models would need. `python -m benchmarks.project`
 
-Counted operations and bytes (costs.py), what was measured of Nexus beside its bound (results/speed_targets.json), and
-the assumptions below, all of which the page states. Nothing on the page was run.
+Counted operations and bytes (common/costs.py), what was measured of Nexus beside its bound
+(results/speed_targets.json), and the assumptions below, all of which the page states. Nothing on the page was run.
 """
 
 import argparse
@@ -10,9 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import costs
 from nexus_transformers import NexusConfig
-
-from . import costs
 
 FOLDER = Path(__file__).parent
 BF16, FLOAT32 = 2, 4
@@ -133,7 +132,7 @@ HEAD = """\
 # What large nested models would need
 
 Written by `python -m benchmarks.project`. **Not measured:** nothing on this page was run. It is operations and bytes,
-counted by [costs.py](costs.py), divided by what a GPU is assumed to do.
+counted by [common/costs.py](../common/costs.py), divided by what a GPU is assumed to do.
 
 ## Assumptions (not measured)
 

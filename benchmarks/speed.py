@@ -3,18 +3,17 @@ How fast Nexus is beside Llama, and beside what its arithmetic allows: `python -
 
 Every variant of Nexus runs the same task as transformers' `LlamaForCausalLM` with the same shape and weights, in the
 same process and in turn with it. A ratio is one run of Nexus over the mean of the two runs of Llama around it; reported
-are the median of all rounds and the quartiles. Beside it stands its bound from costs.py: the ratio of operations, or of
-bytes read where decoding. `llama again` is a second Llama measured in the same way: it shows how far noise goes.
+are the median of all rounds and the quartiles. Beside it stands its bound from common/costs.py: the ratio of
+operations, or of bytes read where decoding. `llama again` is a second Llama measured in the same way: it shows how far
+noise goes.
 """
 
 import argparse
 import math
 import os
-import platform
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from datetime import datetime, timezone
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,7 +24,10 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from . import costs, speed_report
+from common import costs
+from common.machine import device_name, heading
+
+from . import speed_report
 from .speed_cases import LLAMA, SHAPES, TOY, VARIANTS, Case, build, cases
 from .speed_measure import DECODED, TRAINING, held_by, interleave, peak_bytes, runner
 
@@ -216,25 +218,6 @@ def device_speeds(device: str) -> tuple[float, float]:
     operations = 0.6 * 2 * 1024**3 / best(lambda: square @ square)  # what a whole model gets of it
     bandwidth = 0.6 * wide.nbytes / best(lambda: row @ wide.T)
     return operations, bandwidth
-
-
-def heading(device: str) -> dict:
-    """What every file of results says of where and when it was measured."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": {"type": device, "name": device_name(device), "threads": torch.get_num_threads()},
-        "versions": versions | {"transformers": transformers.__version__},
-    }
-
-
-def device_name(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ SHAPES = {
     "pythia-160m stack": PYTHIA.stack(4),
     "qwen2.5-1.5b stack": QWEN.stack(2),
 }
-TOY = Shape(32, 48, 3, 4, 2, 61)  # in place of every shape, to test the benchmark itself
+TOY = Shape(32, 48, 2, 4, 2, 61)  # in place of every shape, to test the benchmark itself
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.progress import track
 
-from .speed import RESULTS, heading
+from common.machine import heading
+
+from .speed import RESULTS
 from .speed_cases import LLAMA, SMOLLM2, TOY, Case, build
 from .speed_measure import interleave, runner
 from .speed_report import row, save
@@ -49,7 +51,7 @@ def points(toy: bool) -> list[Point]:
     chosen += [Point("nested layers", nested, {"attention_order": [2] * nested}) for nested in range(LAYERS + 1)]
     chosen += [Point("batch", batch, two, batch=batch, length=128) for batch in (1, 2, 4, 8, 16)]
     if toy:
-        chosen = [replace(point, batch=min(point.batch, 2), length=8) for point in chosen if point.value in (1, 2, 64)]
+        chosen = [replace(point, batch=min(point.batch, 2), length=8) for point in chosen if point.value in (2, 64)]
     return chosen
 
 

@@ -20,8 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from . import costs
-from .speed import RESULTS, heading
+from common import costs
+from common.machine import heading
+
+from .speed import RESULTS
 from .speed_cases import LLAMA, SHAPES, TOY, VARIANTS, Case, build
 from .speed_measure import TRAINING, Runner, runner
 from .speed_report import save

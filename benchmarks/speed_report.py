@@ -9,7 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from . import costs
+from common import costs
+
 from .speed_cases import CONTROL, LLAMA, SHAPES, Case
 from .speed_measure import DECODED, TRAINING, Timing, quartiles
 

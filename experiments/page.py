@@ -1,60 +1,95 @@
 """
-RESULTS.md, and the table that model cards quote, from the committed results: `python -m experiments.page`.
+RESULTS.md, docs/results/*.md and the table that model cards quote: `python -m experiments.page`.
 
-Their text is a template, in which every figure is named by where it stands in the summary of an experiment.
+The pages are written by hand. This command writes the tables in them, each between `<!-- generated: NAME -->` and
+`<!-- end -->`, and then lists every figure in the prose that is not what the results say. A comment after the prose
+names the origin of each figure in it, in order: a path in the summaries, or "setting" for what is no result.
+
+    Order 2 takes 1.34 times the compute at a rate of 3e-3.
+    <!-- figures: hops/models/1 layer, order 2/relative_compute; setting -->
+
+In docs/results/hops.md a path starts inside the summary of hops.
 """
 
-import json
+import re
+import sys
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from .runs import ROOT
+from .tables import BLOCKS, evidence, figure, percent, summaries
 
-from .runs import RESULTS, ROOT
-
-PAGE = ROOT.parent / "RESULTS.md"
-EVIDENCE = ROOT.parent / "conversion_scripts" / "hub" / "evidence.md"
-
-
-def percent(spread: dict | float) -> str:
-    """A share as a percentage; of several seeds the mean, and from the worst to the best where they differ."""
-    if not isinstance(spread, dict):
-        return f"{100 * spread:.0f} %"
-    low, high = 100 * spread["min"], 100 * spread["max"]
-    return f"{100 * spread['mean']:.0f} %" + (f" ({low:.0f} to {high:.0f})" if high - low >= 1 else "")
-
-
-def figure(spread: dict | float, digits: int = 3, sign: str = "-") -> str:
-    """A number, positive ones too with a sign of "+"; of several seeds the mean, and the extremes where they differ."""
-    if not isinstance(spread, dict):
-        return f"{spread:{sign}.{digits}f}"
-    mean, low, high = (f"{spread[name]:{sign}.{digits}f}" for name in ("mean", "min", "max"))
-    return mean if low == high else f"{mean} ({low} to {high})"
+REPOSITORY = ROOT.parent
+PAGES = [REPOSITORY / "RESULTS.md", *sorted((REPOSITORY / "docs" / "results").glob("*.md"))]
+EVIDENCE = REPOSITORY / "conversion_scripts" / "hub" / "evidence.md"
+GENERATED = re.compile(r"(<!-- generated: (.+?) -->\n)[^<]*(<!-- end -->)")  # a table has no "<"
+ORIGINS = re.compile(r"<!-- figures: (.+?) -->", re.DOTALL)
+NO_PROSE = re.compile(r"<!-- generated: [^<]*<!-- end -->|```.+?```|`[^`]*`|\]\([^)]*\)", re.DOTALL)
+# Percentages, decimals, numbers like 1,000 and 3e-3, and whatever has a range after it.
+FIGURE = re.compile(
+    r"(?<![\w.,+-])[+-]?(?:\d+ ?%|\d+\.\d+(?!\w)|\d{1,3}(?:,\d{3})+|\d+e-\d+|\d+(?= \(\S+ to \S+\)))"
+    r"(?: \([^\s()]+ to [^\s()]+\))?"
+)
 
 
-def page(results: Path = RESULTS) -> str:
-    """The text of RESULTS.md. What was not run, or not to its end, is said to be so."""
-    return fill("RESULTS.md.j2", results)
+def fill(text: str) -> str:
+    """A page with its tables made anew."""
+    return GENERATED.sub(lambda match: match[1] + BLOCKS[match[2]]() + "\n" + match[3], text)
 
 
-def evidence(results: Path = RESULTS) -> str:
-    """The table that model cards quote."""
-    return fill("evidence.md.j2", results)
+def summary(page: Path) -> dict:
+    """What the origins in a page are looked up in."""
+    return summaries().get(page.stem, summaries())
 
 
-def fill(template: str, results: Path) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(ROOT), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
-    )
-    environment.filters |= {"percent": percent, "figure": figure}
-    started = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
-    reports = {name: report for name, report in started.items() if report["finished"]}
-    return environment.get_template(template).render(reports=reports, started=started).strip() + "\n"
+def wrong_figures(text: str, summary: dict) -> tuple[list[str], int, list[str]]:
+    """What is wrong with the figures that have an origin, how many those are, and the figures that have none."""
+    wrong, without, count = [], [], 0
+    for paragraph in re.split(r"\n\s*\n", NO_PROSE.sub("", text)):
+        *pieces, rest = ORIGINS.split(paragraph)
+        without += FIGURE.findall(rest)
+        for prose, named in zip(pieces[::2], pieces[1::2], strict=True):
+            written, origins = FIGURE.findall(prose), [" ".join(origin.split()) for origin in named.split(";")]
+            count += len(written)
+            if len(written) != len(origins):
+                wrong.append(f"{len(written)} figures, {', '.join(written)}, but {len(origins)} origins, {named!r}")
+                continue
+            for each, origin in zip(written, origins, strict=True):
+                if origin != "setting" and each != (right := shown(look_up(summary, origin), each)):
+                    wrong.append(f"{each} should be {right}, {origin}")
+    return wrong, count, without
+
+
+def look_up(summary: dict, origin: str) -> dict | float:
+    for key in origin.split("/"):
+        if key not in summary:
+            sys.exit(f"page: no {key!r} in the results, which {origin!r} names; there are {', '.join(summary)}.")
+        summary = summary[key]
+    return summary
+
+
+def shown(value: dict | float, like: str) -> str:
+    """A result, printed in the manner of `like`: as a percentage, with as many decimals, with its range or without."""
+    if "%" in like:
+        text = percent(value)
+    elif "e-" in like:
+        text = like if float(like) == value else f"{value:g}"
+    else:
+        decimals = like.partition(" ")[0].partition(".")[2]
+        text = figure(value, len(decimals), "+" if like.startswith("+") else "-")
+    return text if " to " in like else text.partition(" (")[0]
 
 
 def main() -> None:
-    for path, text in ((PAGE, page()), (EVIDENCE, evidence())):
-        path.write_text(text, encoding="utf-8")
-        print(f"written: {path}")
+    EVIDENCE.write_text(evidence() + "\n", encoding="utf-8")
+    complaints = []
+    for page in PAGES:
+        text = fill(page.read_text(encoding="utf-8"))
+        page.write_text(text, encoding="utf-8")
+        wrong, _, without = wrong_figures(text, summary(page))
+        complaints += [f"{page.name}: {each}" for each in wrong + [f"{each} has no origin" for each in without]]
+    print(f"written: {EVIDENCE} and the tables of {len(PAGES)} pages")
+    if complaints:
+        sys.exit("Correct by hand:\n" + "\n".join(complaints))
 
 
 if __name__ == "__main__":

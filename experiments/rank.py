@@ -17,8 +17,8 @@ and on the simplest task that asks for it (the token after a marker), accuracy a
 from argparse import Namespace
 
 import torch
-from matplotlib import pyplot as plt
 
+from . import figures
 from .models import build, parameters, training_flops
 from .runs import Advance, Experiment, best_by, mean_and_spread, parse
 from .synthetic import SYMBOLS, accuracy, marker, recall, train
@@ -130,7 +130,7 @@ def main(options: Namespace) -> dict:
     best = best_by(records, "accuracy", ("variant", "width", "size"), max).values()
     markers = experiment.run("marker, seeds", [run | {"seed": seed} for run in best for seed in seeds], one_run)
     report = experiment.finish({"ranks": summarise_ranks(ranks), "marker": summarise_marker(markers)})
-    plot(report, experiment.path.with_suffix(".png"))
+    figures.rank(report, experiment.path.with_suffix(".png"))
     return report
 
 
@@ -163,46 +163,6 @@ def summarise_marker(records: list[dict]) -> list[dict]:
         }
         for (size, variant, width), same in groups.items()
     ]
-
-
-def plot(report: dict, path) -> None:
-    lengths = sorted({row["length"] for row in report["summary"]["marker"]})
-    figure, axes = plt.subplots(1, 2 + len(lengths), figsize=(5 * (2 + len(lengths)) * 0.8, 3.8), layout="constrained")
-    titles = {
-        "context_rank": "Rank over contexts of the logits\nbetween tokens that stay the same (at most 135)",
-        "logit_rank": "Rank of the logits of one text\n(head_dim 16)",
-    }
-    colours = {"standard": "#555555", "order 2": "#d55e00", "order 3": "#009e73", "looped": "#0072b2"}
-    for axis, (name, title) in zip(axes, titles.items(), strict=False):
-        for place, state in enumerate(("initial", "trained")):
-            for offset, variant in enumerate(VARIANTS):
-                spread = report["summary"]["ranks"][variant][state][name]
-                x = place + 0.27 * (offset - 1)
-                label = variant if place == 0 else None
-                axis.bar(x, spread["mean"], 0.24, color=colours[variant], label=label)
-                axis.text(x, spread["mean"], f"{spread['mean']:.0f}", ha="center", va="bottom", fontsize=8)
-        axis.set_xticks((0, 1), ("at initialisation", "trained on recall"))
-        axis.set_title(title, fontsize=9)
-    axes[0].legend(fontsize=8, frameon=False)
-    for axis, length in zip(axes[2:], lengths, strict=True):
-        rows = [row for row in report["summary"]["marker"] if row["length"] == length]
-        for place, variant in enumerate(dict.fromkeys(row["variant"] for row in rows)):
-            points = [row for row in rows if row["variant"] == variant]
-            means = [100 * row["accuracy"]["mean"] for row in points]
-            low = [100 * (row["accuracy"]["mean"] - row["accuracy"]["min"]) for row in points]
-            high = [100 * (row["accuracy"]["max"] - row["accuracy"]["mean"]) for row in points]
-            widths = [row["width"] * 1.04**place for row in points]  # side by side, or one hides the other
-            axis.errorbar(widths, means, [low, high], fmt="o-", color=colours[variant], label=variant, markersize=4)
-        axis.set_xscale("log", base=2)
-        ticks = sorted({row["width"] for row in rows})
-        axis.set_xticks(ticks, ticks)
-        axis.set_ylim(-3, 106)
-        axis.set_xlabel("width of the one layer")
-        axis.set_title(f"The token after the marker,\n{length} tokens: answers right, %", fontsize=9)
-        axis.grid(linewidth=0.3)
-        axis.legend(fontsize=8, frameon=False, loc="upper right", bbox_to_anchor=(1, 0.93))
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

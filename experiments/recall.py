@@ -12,8 +12,8 @@ from argparse import Namespace
 
 import torch
 
+from . import figures
 from .models import build, parameters, training_flops
-from .recall_plot import plot, plot_attention
 from .runs import Advance, Experiment, best_by, mean_and_spread, parse
 from .synthetic import IGNORED, SYMBOLS, accuracy, induction, recall, train
 
@@ -141,8 +141,8 @@ def main(options: Namespace) -> dict:
     (shown,) = (record for record in records if record["result"]["example"])
     example = shown["result"]["example"]
     report = experiment.finish(summarise(records) | {"value_to_key": value_to_key(example)})
-    plot(report, experiment.path.with_suffix(".png"))
-    plot_attention(example, experiment.path.with_name("recall_attention.png"))
+    figures.recall(report, experiment.path.with_suffix(".png"))
+    figures.recall_attention(example, experiment.path.with_name("recall_attention.png"))
     return report
 
 

@@ -6,6 +6,7 @@ record of each: those that the file has already are not made again, so an interr
 """
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime, timezone
+from functools import cache
 from multiprocessing import get_context, parent_process
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -25,7 +27,7 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks.speed import heading
+from common.machine import heading
 
 ROOT = Path(__file__).parent
 RESULTS, QUICK = ROOT / "results", ROOT.parent / ".cache" / "evidence-quick"
@@ -67,7 +69,6 @@ class Experiment:
         self.records: list[dict] = []
         self.heading: dict = {}
         self.wanted: list[Settings] = []
-        self.pool = self.shares = None
         self.console = Console(highlight=False)
         if self.path.exists():
             try:
@@ -96,16 +97,12 @@ class Experiment:
     def make(self, stage: str, missing: list[Settings], function: Callable) -> None:
         self.heading = heading("cpu")
         self.heading["device"]["threads"] = 1  # of each worker
-        if self.pool is None:
-            # one for all stages: a process takes seconds to import what it needs
-            context = get_context("spawn")
-            self.shares = context.SimpleQueue()
-            self.pool = ProcessPoolExecutor(self.options.workers, context, start_worker, (self.shares,))
+        workers, queue = pool(self.options.workers)
         shares, done = {}, 0
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, MofNCompleteColumn(), console=self.console) as progress:
             bar = progress.add_task(stage, total=len(missing))
-            pending = {self.pool.submit(make_one, function, each, i): each for i, each in enumerate(missing)}
+            pending = {workers.submit(make_one, function, each, i): each for i, each in enumerate(missing)}
             try:
                 while pending:
                     finished, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
@@ -113,29 +110,18 @@ class Experiment:
                         self.records.append(future.result() | {"settings": pending.pop(future)})
                         done += 1
                         self.save()
-                    while not self.shares.empty():
-                        number, share = self.shares.get()
+                    while not queue.empty():
+                        number, share = queue.get()
                         shares[number] = share
                     progress.update(bar, completed=max(done, sum(shares.values())))
             except (Exception, KeyboardInterrupt) as error:
                 kept = f"{done} of {len(missing)} runs are kept in {self.path}; run the same command to continue"
                 stopped = isinstance(error, KeyboardInterrupt | BrokenProcessPool)
-                self.close(at_once=True)
+                stop(workers)
                 if stopped:
                     sys.exit(f"{self.name} was interrupted; {kept}.")
                 self.console.print(f"{self.name}: a run failed; {kept}.")
                 raise
-
-    def close(self, at_once: bool = False) -> None:
-        """Ends the worker processes, where there are any; `at_once`: in the middle of their runs."""
-        if self.pool is None:
-            return
-        workers = list((self.pool._processes or {}).values())
-        self.pool.shutdown(wait=not at_once, cancel_futures=True)
-        if at_once:
-            for worker in workers:
-                worker.terminate()
-        self.pool = self.shares = None
 
     def save(self) -> None:
         """Writes the file anew. Runs that the experiment no longer wants stay until `finish`."""
@@ -154,7 +140,6 @@ class Experiment:
 
     def finish(self, summary: dict) -> dict:
         """Keeps the wanted runs and their summary, and returns the report; its date stays that of the last run."""
-        self.close()
         self.records = [record for record in self.records if record["settings"] in self.wanted]
         self.summary, self.finished = summary, True
         self.save()
@@ -170,8 +155,27 @@ def dumps(report: dict) -> str:
     return json.dumps(rest, indent=1, allow_nan=False)[:-2] + ',\n "runs": [\n' + runs + "\n ]\n}\n"
 
 
+@cache
+def pool(workers: int) -> tuple[ProcessPoolExecutor, SimpleQueue]:
+    """
+    The worker processes of all experiments: each takes seconds to import what it needs. And the queue on which they
+    tell (number of a run, share of it that is done).
+    """
+    context = get_context("spawn")
+    shares = context.SimpleQueue()
+    return ProcessPoolExecutor(workers, context, start_worker, (shares,)), shares
+
+
+def stop(workers: ProcessPoolExecutor) -> None:
+    """Ends the worker processes in the middle of their runs."""
+    processes = list((workers._processes or {}).values())
+    workers.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.terminate()
+    pool.cache_clear()
+
+
 def start_worker(shares: SimpleQueue) -> None:
-    """`shares` takes (number of a run, share of it that is done) to the main process."""
     global done_shares
     done_shares = shares
     # If the main process is killed, nobody is left to keep a result.
@@ -190,6 +194,8 @@ def make_one(function: Callable, settings: Settings, number: int) -> dict:
             last[0] = time.monotonic()
             done_shares.put((number, share))
 
+    if gc.get_freeze_count() == 0:
+        gc.freeze()  # what was imported: Trainer collects garbage, half a second each time
     start = time.process_time()
     transformers.set_seed(settings["seed"])
     result = function(settings, advance)

@@ -1,11 +1,11 @@
 """
 Estimate what the paper's runs cost, in H100 hours: `python -m experiments.paper.budget` prints the README's tables.
 
-Counted operations of training (benchmarks/costs.py; SFT with activation checkpointing) over what a GPU should do.
+Counted operations of training (common/costs.py; SFT with activation checkpointing) over what a GPU should do.
 Nothing here was measured.
 """
 
-from benchmarks import costs
+from common import costs
 from nexus_transformers import NexusConfig
 
 from .presets import PRETRAINING, RETROFIT, Pretraining

@@ -2,8 +2,8 @@
 The models of the paper: four Pythia shapes that it trained from scratch, two Qwen2.5 models that it retrofitted.
 
 Shapes and recipe are those of the Pythia suite itself, from the configurations that its models were trained with
-(github.com/EleutherAI/pythia, models/*/pythia-*.yml). The paper's own recipe was not at hand: what stands here is our
-choice, and the README says so.
+(github.com/EleutherAI/pythia, models/*/pythia-*.yml). The paper trains "in the same setting" and states no tokens: the
+budget here is our choice, and the README says so.
 """
 
 import math
@@ -87,7 +87,7 @@ class Retrofit:
     A pretrained model whose attention is replaced, and which is then fine-tuned.
 
     The recipe is that of OpenR1-Qwen-7B (huggingface.co/open-r1/OpenR1-Qwen-7B): a published SFT of a Qwen2.5 model of
-    this size on long solutions in mathematics. What the paper fine-tuned on, and how, was not at hand.
+    this size on long solutions in mathematics. The paper does not name what it fine-tuned on.
 
     Args:
         source: The Hub id that `nexus convert` reads.

@@ -1,13 +1,14 @@
 """
-Fine-tune a converted model with TRL: the paper's retrofit. The files in launch/ start it.
+Fine-tune a converted model with TRL, as the paper's retrofit does. The files in launch/ start it.
 
     nexus convert Qwen/Qwen2.5-1.5B CONVERTED --order 2 --no-gate
     python -m experiments.paper.sft --preset qwen2.5-1.5b --model CONVERTED --data DATA --out OUT
 
-Converted with `--no-gate` the model is nested at once, as in the paper; with gates it starts as its source, and the
-gates are trained with a learning rate of their own; with `--order 1` it is the standard model, the baseline. DATA is a
-.jsonl file or a dataset of the Hub, with a column "messages", or "prompt" and "completion". All options of TRL's
-SFTConfig work and override the preset. An interrupted run goes on from its last checkpoint when run again.
+Converted with `--no-gate` the model is nested at once; with gates it starts as its source, and the gates are trained
+with a learning rate of their own; with `--order 1` it is the standard model, the baseline. In the paper the inner
+layers start random, which none of these does. DATA is a .jsonl file or a dataset of the Hub, with a column "messages",
+or "prompt" and "completion". All options of TRL's SFTConfig work and override the preset. An interrupted run goes on
+from its last checkpoint when run again.
 """
 
 import argparse
@@ -37,7 +38,7 @@ class RunArguments:
     data: str | None = field(default=None, metadata={"help": "by default the preset's dataset of the Hub"})
     data_split: str = field(default="train", metadata={"help": "of a dataset of the Hub"})
     sequences: int | None = field(default=None, metadata={"help": "per step, over all processes"})
-    gate_learning_rate: float = field(default=1e-3, metadata={"help": "of the gates, which are few: they bear much"})
+    gate_learning_rate: float = field(default=3e-3, metadata={"help": "of the gates"})
 
 
 class RetrofitTrainer(SFTTrainer):

@@ -1,5 +1,5 @@
 """
-Write PAPER.md: the paper's figures, as far as they were at hand, and beside them those of our own runs, if any.
+Write PAPER.md: figures of the paper, and beside them those of our own runs, if any.
 
     python -m experiments.paper.table
 """
@@ -13,7 +13,7 @@ from .presets import PRETRAINING, RETROFIT
 from .tasks import RESULTS, TASKS
 
 FOLDER = Path(__file__).parent
-NOT_RUN, NOT_AT_HAND = "not run", "?"
+NOT_RUN, NOT_ENTERED = "not run", "?"
 COLUMNS = ("model", "task", "in lm-eval", "paper: standard", "paper: Nexus", "ours: standard", "ours: Nexus")
 
 # (preset, lm-eval task): standard, Nexus. Never fill in a figure without its source.
@@ -28,9 +28,8 @@ HEAD = """\
 
 Written by `python -m experiments.paper.table`. Accuracy in percent.
 
-- The paper (arXiv 2512.03377): only the figures that public summaries quote were at hand; they stand, all four pairs,
-  in an article of QbitAI (mp.weixin.qq.com/s/ibsLM5C80Qjt19fHg1Jvug, 2025-12-05). **?** is a figure that the paper has
-  and we had not. Its recipe (data, tokens, learning rates, SFT data) and its metric were not at hand either.
+- The paper (arXiv 2512.03377): four pairs of its figures are entered so far. **?** is a figure of its Tables 1 and 3
+  that is not. The paper does not state its tokens, learning rates, SFT data, seeds or number of samples.
 - Ours: from the files in `results/`, which [evaluate.py](evaluate.py) writes. *{not_run}* means just that.
 - Equal figures are not to be expected: data and budget are our choice, see [README.md](README.md). What can be compared
   is the difference between standard and Nexus, trained alike.
@@ -92,7 +91,7 @@ def page(found: list[dict]) -> str:
                 ours = [cell(found, preset, name, kind) for kind in ("standard", "Nexus")]
                 if task.group != group or (preset == "toy" and ours == [NOT_RUN, NOT_RUN]):
                     continue
-                paper = ["-", "-"] if preset == "toy" else PAPER.get((preset, name), (NOT_AT_HAND, NOT_AT_HAND))
+                paper = ["-", "-"] if preset == "toy" else PAPER.get((preset, name), (NOT_ENTERED, NOT_ENTERED))
                 metric = task.metric.removesuffix(",none").replace(",", ", ")
                 row = [preset, task.title, f"`{name}`, {metric}", *map(str, paper), *ours]
                 lines.append(f"| {' | '.join(row)} |")

@@ -1,136 +1,60 @@
-"""Every experiment runs at toy size through its command line; what RESULTS.md says is what the committed files say."""
+"""The experiments run at toy size, and of the committed results nothing is left to make."""
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
-from pathlib import Path
+from argparse import Namespace
 
 import pytest
 import torch
 
-import nexus_transformers
-from experiments import hops, language, page, rank, recall
+from experiments import hops, language, page, rank, recall, tables
 from experiments.models import build, parameters, training_flops
 
-ROOT = Path(nexus_transformers.__file__).parent
-COMMITTED = sorted(page.RESULTS.glob("*.json"))
+NAMES = ["recall", "hops", "rank", "language"]
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "experiments", *arguments]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == 0, process.stdout + process.stderr
-    return process.stdout
+def run(name, out, quick):
+    importlib.import_module(f"experiments.{name}").main(Namespace(out=out, workers=1, quick=quick))
+    return json.loads((out / f"{name}.json").read_text())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["recall", "hops", "rank", "language"])
-def test_an_experiment_at_toy_size(name, tmp_path):
-    output = run(name, "--quick", "--workers", "2", "--out", str(tmp_path))
-    report = json.loads((tmp_path / f"{name}.json").read_text())
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_at_toy_size(name, tmp_path, capsys):
+    report = run(name, tmp_path, quick=True)
     assert report["experiment"] == name and report["summary"] and report["cpu_hours"] < 0.1
     assert all(each["result"]["parameters"] > 0 and each["result"]["training_flops"] > 0 for each in report["runs"])
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
-    before = (tmp_path / f"{name}.json").read_bytes()
-    again = run(name, "--quick", "--workers", "2", "--out", str(tmp_path))
-    assert ", 0 to make" not in output.split("\n")[0] and ", 0 to make" in again.split("\n")[0]
-    assert (tmp_path / f"{name}.json").read_bytes() == before  # nothing new, not even a date
+    assert ", 0 to make" not in capsys.readouterr().out.split("\n")[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_left_to_make_of_the_committed_results(name, tmp_path, capsys):
+    """Their settings are those that the experiment wants, and the summary is what it makes of the runs."""
+    committed = tables.RESULTS / f"{name}.json"
+    shutil.copy(committed, tmp_path)
+    run(name, tmp_path, quick=False)
+    stages = [line for line in capsys.readouterr().out.splitlines() if " runs, " in line]
+    assert stages and all(stage.endswith(" 0 to make") for stage in stages)
+    assert (tmp_path / committed.name).read_bytes() == committed.read_bytes()  # nothing new, not even a date
 
 
 def test_an_unknown_experiment_is_named():
     command = [sys.executable, "-m", "experiments", "nonsense"]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    process = subprocess.run(command, cwd=page.REPOSITORY, capture_output=True, text=True)
     assert process.returncode == 2
     assert "no experiment 'nonsense'; there are recall, hops" in process.stderr
 
 
-@pytest.mark.parametrize(("path", "text"), [(page.PAGE, page.page), (page.EVIDENCE, page.evidence)])
-def test_the_pages_are_made_of_the_committed_results(path, text):
-    assert path.read_text(encoding="utf-8") == text()
-
-
-def test_the_readme_quotes_the_committed_results():
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    recall_rows = json.loads((page.RESULTS / "recall.json").read_text())["summary"]["recall"]
-    language = json.loads((page.RESULTS / "language.json").read_text())["summary"]
-    nested, standard = (
-        page.percent(recall_rows[f"1 layer, {variant}"]["accuracy"]["32"]) for variant in ("order 2", "standard")
-    )
-    models = ("order 2, first layer", "standard", "order 2")
-    (first, plain, _), (longest, rival, every) = (
-        [f"{language[stage][variant]['bits_per_byte']['mean']:.3f}" for variant in models]
-        for stage in ("ablation", "longer")
-    )
-    assert f"({nested} of the answers against {standard})" in readme
-    assert f"({first} bits per byte against {plain})" in readme
-    assert f"tried {longest} against {rival}" in readme and f"is behind ({every})" in readme
-    retrofitted = json.loads((page.RESULTS / "retrofit.json").read_text())["summary"]["results"]
-    text, tasks = retrofitted["Shakespeare"], retrofitted["reasoning"]
-    nested, source = (
-        f"{text[method]['loss']['mean']:.3f}" for method in ("order 2, everything", "source, everything, longer")
-    )
-    assert f"a loss of {nested} on held-out Shakespeare, the source with as much compute to {source}" in readme
-    best = {method: text[method]["scalar_learning_rate"] for method in ("order 2, everything", "order 2, gates")}
-    assert set(best.values()) == {3e-3} and tasks["order 2, gates"]["scalar_learning_rate"] == 3e-2
-    assert "for gates alone 3e-3 on text, 3e-2 on short tasks" in readme
-
-
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
-def test_committed_results_keep_to_their_budget(path):
-    report = json.loads(path.read_text())
-    assert report["budget_cpu_hours"] == importlib.import_module(f"experiments.{path.stem}").BUDGET
+@pytest.mark.parametrize("name", tables.TITLES)
+def test_committed_results_keep_to_their_budget(name):
+    report = tables.reports()[name]
+    assert report["budget_cpu_hours"] == importlib.import_module(f"experiments.{name}").BUDGET
     assert report["cpu_hours"] <= 1.2 * report["budget_cpu_hours"]
     assert report["cpu_hours"] == pytest.approx(sum(run["cpu_seconds"] for run in report["runs"]) / 3600, abs=1e-3)
-
-
-def spreads(summary):
-    """Every {"mean", "min", "max", "seeds"} in it."""
-    if isinstance(summary, list):
-        summary = dict(enumerate(summary))
-    if not isinstance(summary, dict):
-        return []
-    return [summary] if "seeds" in summary else [each for value in summary.values() for each in spreads(value)]
-
-
-@pytest.mark.parametrize("name", ["recall", "hops", "rank", "language"])
-def test_the_committed_results_have_three_seeds_of_every_model(name):
-    report = json.loads((page.RESULTS / f"{name}.json").read_text())
-    one_seed = {"map, equal compute", "map, equal steps"}  # and RESULTS.md says so
-    found = spreads({stage: value for stage, value in report["summary"].items() if stage not in one_seed})
-    assert found and all(each["seeds"] == 3 for each in found)
-
-
-def test_what_was_retrofitted_with_fewer_seeds_is_marked():
-    summary = json.loads((page.RESULTS / "retrofit.json").read_text())["summary"]
-    text = page.PAGE.read_text(encoding="utf-8")
-    for methods in summary["results"].values():
-        for method, figures in methods.items():
-            marked = {1: " (one seed)", 2: " (two seeds)", 3: ""}[figures["loss"]["seeds"]]
-            assert f"| {method}{marked} | {page.figure(figures['loss'])} |" in text
-
-
-def test_percent_and_figure():
-    assert page.percent({"mean": 0.5, "min": 0.25, "max": 0.75, "seeds": 3}) == "50 % (25 to 75)"
-    assert page.percent({"mean": 0.999, "min": 0.998, "max": 1.0, "seeds": 3}) == "100 %"
-    assert page.percent(0.25) == "25 %"
-    assert page.figure({"mean": 1.5, "min": 1.25, "max": 1.75, "seeds": 3}, 2) == "1.50 (1.25 to 1.75)"
-    assert page.figure(1.23456) == "1.235"
-
-
-def test_a_page_without_results_says_so(tmp_path):
-    text = page.page(tmp_path)
-    assert text.count("**not run yet**") == 5
-    assert "%" not in text  # no figure
-    assert page.evidence(tmp_path).count("not measured") == 1 and "%" not in page.evidence(tmp_path)
-
-
-def test_a_page_says_what_is_unfinished(tmp_path):
-    report = json.loads((page.RESULTS / "recall.json").read_text()) | {"finished": False}
-    (tmp_path / "recall.json").write_text(json.dumps(report))
-    text = page.page(tmp_path)
-    assert f"**unfinished**, {len(report['runs'])} runs" in text
-    assert "## 1. One layer" not in text
 
 
 # rank.py

@@ -118,7 +118,7 @@ def test_pretraining_from_text_to_table(tmp_path):
     assert (run_json(tmp_path / "nodes")["processes"], run_json(tmp_path / "nodes")["resumed_at_step"]) == (2, 3)
     assert_same_run(tmp_path / "nodes", tmp_path / "ddp")
 
-    variables = {"NPROC": 2, "PORT": free_port(), "OUT": "fsdp", **common}
+    variables = {"NPROC": 1, "PORT": free_port(), "OUT": "fsdp", **common}
     output = finish(start("pretrain_fsdp2.sh", tmp_path, *PRETRAINING, **variables), status=1)
     assert "FSDP was asked for, but accelerate does not shard on the cpu" in output
     variables |= {"PYTHONPATH": ON_CPU, "NNODES": 2, "NPROC": 1, "HOST": "127.0.0.1", "PORT": free_port()}

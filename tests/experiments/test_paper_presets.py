@@ -127,7 +127,7 @@ def test_the_table_invents_nothing(tmp_path):
     rows = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line][0:]
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if not row.startswith("| model")]
     assert len(rows) == 4 * 6 + 2 * 3
-    figures = {(row[0], row[1]): row[3:5] for row in rows if row[3] != table.NOT_AT_HAND}
+    figures = {(row[0], row[1]): row[3:5] for row in rows if row[3] != table.NOT_ENTERED}
     assert figures == {
         ("pythia-70m", "SciQ"): ["61.5", "68.5"],
         ("pythia-1b", "PiQA"): ["62.5", "63.6"],

@@ -77,18 +77,16 @@ def test_every_task_reads_its_questions_and_scores_their_answers(task, tmp_path)
     for module in TASKS[task].needs:
         pytest.importorskip(module)
     metric = TASKS[task].metric
-    knowing, examinee = sit(task, tmp_path, lambda sitting: True)
-    assert knowing["samples"][0][metric] == 1.0
-    assert knowing["questions"] == QUESTIONS
+    found, examinee = sit(task, tmp_path, lambda sitting: sitting == 0, samples=2)
+    assert [sample[metric] for sample in found["samples"]] == [1.0, 0.0], "first one who knows, then one who errs"
+    assert found["questions"] == QUESTIONS
     assert len(set(examinee.prompts)) == QUESTIONS, "few-shot examples would repeat other questions"
     assert all(prompt.count("How many are there") == 1 for prompt in examinee.prompts)
-    erring, _ = sit(task, tmp_path, lambda sitting: False)
-    assert erring["samples"][0][metric] == 0.0
 
 
 def test_answers_are_sampled_and_averaged(tmp_path):
-    found, examinee = sit("aime24", tmp_path, lambda sitting: sitting in (0, 2, 3), samples=4)
-    assert [sample["exact_match,none"] for sample in found["samples"]] == [1.0, 0.0, 1.0, 1.0]
+    found, examinee = sit("aime24", tmp_path, lambda sitting: sitting != 1, samples=3)
+    assert [sample["exact_match,none"] for sample in found["samples"]] == [1.0, 0.0, 1.0]
     assert examinee.arguments["max_gen_toks"] == 32
     assert {key: examinee.arguments[key] for key in evaluate.SAMPLING} == evaluate.SAMPLING
     assert examinee.arguments["do_sample"]

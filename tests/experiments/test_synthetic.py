@@ -82,8 +82,8 @@ def test_order_2_learns_in_one_layer_what_standard_attention_does_not():
     for variant in ("standard", "order 2"):
         torch.manual_seed(0)
         model = build(variant, 1, **SMALL | {"hidden_size": 64, "num_attention_heads": 4})
-        losses = train(model, lambda g: recall(4, 32, g), 700, 4e-3, seed=0)
+        losses = train(model, lambda g: recall(3, 32, g), 350, 8e-3, seed=0)
         assert losses[-1] < losses[0]
-        right[variant] = accuracy(model, [recall(4, 128, generator())])
+        right[variant] = accuracy(model, [recall(3, 128, generator())])
     assert right["order 2"] > 0.8
-    assert right["standard"] < 0.4
+    assert right["standard"] < 0.5  # one of three values, guessed

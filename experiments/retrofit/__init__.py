@@ -17,11 +17,10 @@ from pathlib import Path
 
 from nexus_transformers import NexusConfig
 
-from .retrofit_plot import plot
-from .retrofit_summary import summarise
-from .retrofit_tasks import REASONING, TEXT, prepare, rows
-from .retrofit_training import one_run, step_flops
-from .runs import Experiment, best_by, parse
+from ..runs import Experiment, best_by
+from .report import plot, summarise
+from .tasks import REASONING, TEXT, prepare, rows
+from .training import one_run, step_flops
 
 BUDGET = 4.5  # CPU hours
 STEPS = {"smollm2": 40, "toy": 4}
@@ -205,7 +204,3 @@ class Retrofit:
 
 def main(options: Namespace) -> dict:
     return Retrofit(options).run()
-
-
-if __name__ == "__main__":
-    main(parse(__doc__))

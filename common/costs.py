@@ -1,7 +1,7 @@
 """
 What a decoder must do, counted from its config: floating-point operations, bytes read while decoding, bytes of cache.
 
-The bound of every ratio in this folder is a ratio of two of these numbers, Nexus over Llama. Counted is what grows with
+The bound of every ratio in benchmarks/ is a ratio of two of these numbers, Nexus over Llama. Counted is what grows with
 the model and cannot be avoided: matrix products (a multiply and an add are two operations) and the reading of weights,
 keys and values. Not counted: norms, rotary embedding, activations, softmax, residual sums and the embedding's look-up,
 which Llama has too, and the source norm and gates, which only Nexus has. So a measured ratio may lie a little above its

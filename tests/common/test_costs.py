@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from benchmarks import costs
+from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
 
 SHAPE = {

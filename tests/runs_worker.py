@@ -1,4 +1,4 @@
-"""A little experiment for test_runs.py, to be run as a script: `runs_worker.py OUT WORKERS SECONDS WISH [WISH ...]`."""
+"""A little experiment for test_runs.py. As a script: `runs_worker.py OUT WORKERS SECONDS WISH [WISH ...]`."""
 
 import sys
 import time
@@ -20,10 +20,14 @@ def one_run(run, advance):
     return {"length": len(run["wish"])}
 
 
-if __name__ == "__main__":
-    out, workers, seconds, *wishes = sys.argv[1:]
-    experiment = Experiment("little", 0.1, Namespace(out=Path(out), workers=int(workers), quick=False))
-    log = str(Path(out) / "log")
-    wanted = [{"wish": wish, "seed": 0, "seconds": float(seconds), "log": log} for wish in wishes]
+def main(options, wishes, seconds):
+    experiment = Experiment("little", 0.1, options)
+    log = str(options.out / "log")
+    wanted = [{"wish": wish, "seed": 0, "seconds": seconds, "log": log} for wish in wishes]
     records = experiment.run("stage", wanted, one_run)
     experiment.finish({"lengths": [record["result"]["length"] for record in records]})
+
+
+if __name__ == "__main__":
+    out, workers, seconds, *wishes = sys.argv[1:]
+    main(Namespace(out=Path(out), workers=int(workers), quick=False), wishes, float(seconds))

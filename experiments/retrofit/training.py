@@ -7,20 +7,18 @@ original checkpoint bit for bit. Training runs under bfloat16 autocast with floa
 
 import math
 import re
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from benchmarks import costs
+from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
 
-from .following import Follow
-from .retrofit_tasks import OTHER, TASKS, Row, collate, measure, rows
-from .runs import Advance
+from ..runs import Advance
+from ..trainer import silent_trainer
+from .tasks import OTHER, TASKS, Row, collate, measure, rows
 
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 WARM_UP = 0.1  # share of the steps
@@ -104,35 +102,18 @@ def optimizer_and_schedule(
 
 def train(model: nn.Module, scalars: list[nn.Parameter], examples: list[Row], run: dict, advance: Advance) -> list:
     """Returns the training loss, in nats per asked token, at 50 steps at most."""
-    follow = Follow(advance)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=run["steps"],
-            per_device_train_batch_size=run["batch"],
-            bf16=run["bf16"],
-            use_cpu=True,
-            logging_steps=math.ceil(run["steps"] / 50),
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,  # of the rows: `collate` reads them
-            seed=run["seed"],
-            dataloader_pin_memory=False,
-        )
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=examples,
-            data_collator=collate,
-            optimizers=optimizer_and_schedule(model, scalars, run),
-            callbacks=[follow],
-        )
-        trainer.remove_callback(PrinterCallback)
+    arguments = {
+        "per_device_train_batch_size": run["batch"],
+        "bf16": run["bf16"],
+        "logging_steps": math.ceil(run["steps"] / 50),
+        "remove_unused_columns": False,  # of the rows: `collate` reads them
+    }
+    options = {"data_collator": collate, "optimizers": optimizer_and_schedule(model, scalars, run)}
+    with silent_trainer(model, run, advance, arguments, train_dataset=examples, **options) as (trainer, curve):
         trainer.train()
         # Trainer left autocast in the model's forward: measuring would be in bfloat16, unlike that of the source
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    return follow.curve
+    return curve
 
 
 def one_run(folder: str, run: dict, advance: Advance) -> dict:

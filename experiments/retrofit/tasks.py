@@ -18,8 +18,7 @@ from pydoc_data.topics import topics
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.tokenizer import CACHE, works
-from examples.demo import fetch
+from common.texts import CACHE, shakespeare, smollm2
 from nexus_transformers.tokenization import CHAT_TEMPLATES, train_tokenizer
 
 IGNORED = -100  # label of positions that are not asked
@@ -56,7 +55,7 @@ def prepare(name: str, folder: Path | None = None) -> Path:
     folder = folder or CACHE / "evidence" / f"retrofit-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "model").exists():
-        source = fetch() if name == "smollm2" else toy_source(folder / "source")
+        source = smollm2() if name == "smollm2" else toy_source(folder / "source")
         nexus = Path(sys.executable).with_name("nexus")
         checked = [] if name == "smollm2" else ["--no-verify"]  # the toy: its verification is tested elsewhere
         command = [nexus, "convert", source, folder / "model", "--order", "2", *checked]
@@ -110,10 +109,8 @@ def rows(folder: Path, kind: str, part: str) -> list[Row]:
 
 def works_of_shakespeare() -> dict[str, list[str]]:
     """The works, by part: every sixth is held out, by turns for validation and for the test."""
-    files = works()
-    held_out = files[::6]
-    parts = {"train": [file for file in files if file not in held_out]}
-    parts |= {"validation": held_out[1::2], "test": held_out[::2]}
+    training, held_out = shakespeare()
+    parts = {"train": training, "validation": held_out[1::2], "test": held_out[::2]}
     return {part: [file.read_bytes().decode() for file in chosen] for part, chosen in parts.items()}
 
 

@@ -1,0 +1,1 @@
+"""What examples, benchmarks and experiments share: counted costs, texts and weights to download, the machine's name."""

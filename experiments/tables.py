@@ -1,0 +1,229 @@
+"""The tables of RESULTS.md, docs/results/*.md and the model card, from the committed results."""
+
+import json
+from functools import cache
+
+from .runs import RESULTS
+
+TITLES = {
+    "recall": "One layer, several hops",
+    "hops": "Pointer chasing",
+    "rank": "What a logit can depend on",
+    "language": "Language modelling from scratch",
+    "retrofit": "Retrofit of SmolLM2-135M",
+}
+
+
+def percent(spread: dict | float) -> str:
+    """A share as a percentage; of several seeds the mean, and from the worst to the best where they differ."""
+    if not isinstance(spread, dict):
+        return f"{100 * spread:.0f} %"
+    low, high = 100 * spread["min"], 100 * spread["max"]
+    return f"{100 * spread['mean']:.0f} %" + (f" ({low:.0f} to {high:.0f})" if high - low >= 1 else "")
+
+
+def figure(spread: dict | float, digits: int = 3, sign: str = "-") -> str:
+    """A number, positive ones too with a sign of "+"; of several seeds the mean, and the extremes where they differ."""
+    if not isinstance(spread, dict):
+        return f"{spread:{sign},.{digits}f}"
+    mean, low, high = (f"{spread[name]:{sign},.{digits}f}" for name in ("mean", "min", "max"))
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+@cache
+def reports() -> dict[str, dict]:
+    return {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in TITLES}
+
+
+@cache
+def summaries() -> dict[str, dict]:
+    """Those of the experiments, with two things more that the pages quote."""
+    found = {name: dict(report["summary"]) for name, report in reports().items()}
+    marker = found["rank"]["marker"]
+    found["rank"]["marker"] = {f"{row['variant']}, {row['width']} wide, {row['length']} tokens": row for row in marker}
+    found["retrofit"]["widest gate"] = {
+        corpus: {
+            trained: max(max(gates) for gates in methods[f"order 2, {trained}"]["scalars"].values())
+            for trained in ("everything", "gates")
+        }
+        for corpus, methods in found["retrofit"]["results"].items()
+    }
+    return found
+
+
+def table(head: str, rows: list[list[str]]) -> str:
+    lines = [head, "|" + "---|" * head.strip("|").count("|") + "---|"]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+
+
+def times(relative: float) -> str:
+    return f"{relative:.2f} x"
+
+
+def state() -> str:
+    rows = []
+    for name, title in TITLES.items():
+        report = reports()[name]
+        done = "" if report["finished"] else "**unfinished**, "
+        made = f"{done}{len(report['runs'])} runs, {report['date'][:10]}, {report['device']['name']}"
+        link = f"[{title}](docs/results/{name}.md)"
+        rows.append([link, made, f"{report['cpu_hours']:.1f}", report["budget_cpu_hours"]])
+    rows.append(["[The paper's own runs](experiments/paper/README.md)", "**not run**, tried out at toy size", "", ""])
+    spent, budget = (sum(report[key] for report in reports().values()) for key in ("cpu_hours", "budget_cpu_hours"))
+    rows.append(["all", "", f"{spent:.1f}", f"{budget:.1f}"])
+    return table("| experiment | runs | CPU hours | budget |", rows)
+
+
+def recall(task: str, sizes: tuple[str, str], unit: str) -> str:
+    rows = [
+        [
+            name,
+            *(percent(row["accuracy"][size]) for size in sizes),
+            f"{row['learning_rate']:g}",
+            f"{row['parameters']:,}",
+            times(row["relative_compute"]),
+        ]
+        for name, row in summaries()["recall"][task].items()
+    ]
+    columns = " | ".join(f"{size} {unit}" for size in sizes)
+    return table(f"| answers right | {columns} | rate | parameters | training FLOPs |", rows)
+
+
+def hops() -> str:
+    rows = [
+        [
+            name,
+            *(percent(each) for each in row["accuracy"].values()),
+            f"{row['learning_rate']:g}",
+            f"{row['parameters']:,}",
+            times(row["relative_compute"]),
+        ]
+        for name, row in summaries()["hops"]["models"].items()
+    ]
+    return table("| answers right | 1 hop | 2 hops | 3 hops | rate | parameters | training FLOPs |", rows)
+
+
+def ranks() -> str:
+    rows = []
+    for variant, row in summaries()["rank"]["ranks"].items():
+        before, after = row["initial"], row["trained"]
+        cells = [figure(each["context_rank"], 0) for each in (before, after)] + [figure(after["context_share"], 2)]
+        cells += [figure(each["logit_rank"], 0) for each in (before, after)]
+        rows.append([variant, *cells, percent(row["accuracy"])])
+    head = "context rank at initialisation | trained | context share, trained | logit rank at initialisation | trained"
+    return table(f"| | {head} | recall, answers right |", rows)
+
+
+def marker() -> str:
+    found = list(reports()["rank"]["summary"]["marker"])
+    groups: dict[tuple, list[dict]] = {}
+    for each in found:
+        groups.setdefault((each["variant"], each["width"]), []).append(each)
+    rows = [
+        [
+            *group,
+            *(percent(each["accuracy"]) for each in same),
+            f"{same[0]['parameters']:,}",
+            times(same[0]["training_flops"] / found[0]["training_flops"]),
+        ]
+        for group, same in groups.items()
+    ]
+    return table("| answers right | width | 16 tokens | 64 tokens | parameters | training FLOPs |", rows)
+
+
+def language(stage: str) -> str:
+    models = sorted(summaries()["language"][stage].items(), key=lambda item: item[1]["bits_per_byte"]["mean"])
+    rows = [
+        [
+            name,
+            figure(row["bits_per_byte"]),
+            f"{row['learning_rate']:.2g}",
+            f"{row['parameters']:,}",
+            row["steps"],
+            times(row["relative_compute"]),
+        ]
+        for name, row in models
+    ]
+    return table("| model | held-out bits per byte | rate | parameters | steps | training FLOPs |", rows)
+
+
+def nestings() -> str:
+    compute, steps = (summaries()["language"][f"map, equal {each}"] for each in ("compute", "steps"))
+    ranked = sorted(compute, key=lambda name: compute[name]["bits_per_byte"]["mean"])
+    rows = [[name, *(figure(stage[name]["bits_per_byte"]["mean"]) for stage in (compute, steps))] for name in ranked]
+    return table("| orders of the layers | equal compute | equal steps |", rows)
+
+
+def rates(stage: str) -> str:
+    found = summaries()["language"][stage]
+    names = list(next(iter(found.values())))
+    head = " | ".join(f"{float(name):.2g}" for name in names)
+    rows = [[name, *map(figure, row.values())] for name, row in found.items()]
+    return table(f"| bits per byte at a rate of | {head} |", rows)
+
+
+def retrofit(corpus: str) -> str:
+    before, methods = (summaries()["retrofit"][key][corpus] for key in ("before", "results"))
+    base = methods["source, everything"]["training_flops"]
+    answers = "mean_accuracy" in before
+    rows = [["nothing", figure(before["loss"]), *([percent(before["mean_accuracy"])] if answers else []), *[""] * 5]]
+    for name, row in methods.items():
+        few = {1: " (one seed)", 2: " (two seeds)", 3: ""}[row["loss"]["seeds"]]
+        used = [f"{row[rate]:.2g}" for rate in ("learning_rate", "scalar_learning_rate") if row[rate] is not None]
+        cells = [figure(row["loss"]), *([percent(row["mean_accuracy"])] if answers else []), figure(row["forgotten"])]
+        cells += ["; ".join(used), f"{row['trained_parameters']:,}", row["steps"], times(row["training_flops"] / base)]
+        rows.append([name + few, *cells])
+    right = " answers right |" if answers else ""
+    head = f"| trained | held-out loss |{right} forgotten | rate | trained parameters | steps | training FLOPs |"
+    return table(head, rows)
+
+
+def comparisons() -> str:
+    rows = [
+        [f"{each['nested']} less {each['rival']}", each["corpus"], each["at"], figure(each["loss"], sign="+")]
+        for each in summaries()["retrofit"]["comparisons"]
+    ]
+    return table("| nested less rival, seed by seed | on | at | held-out loss |", rows)
+
+
+def evidence() -> str:
+    """The table that model cards quote."""
+    recalled, stages = summaries()["recall"]["recall"], summaries()["language"]
+    size = figure(stages["longer"]["standard"]["parameters"] / 1e6, 1)
+    rows = [
+        [
+            "associative recall over 32 pairs, one layer from scratch, equal parameters: answers right",
+            *(percent(recalled[f"1 layer, {each}"]["accuracy"]["32"]) for each in ("order 2", "standard")),
+        ]
+    ]
+    first = f"language model of {size} million parameters from scratch, first layer nested, equal steps: bits per byte"
+    for title, stage, model in (
+        (first, "ablation", "order 2, first layer"),
+        ("the same, three times as long, equal compute", "longer", "order 2, first layer"),
+        ("every layer nested, three times as long, equal compute", "longer", "order 2"),
+    ):
+        rows.append([title, *(figure(stages[stage][each]["bits_per_byte"]) for each in (model, "standard"))])
+    for corpus, methods in summaries()["retrofit"]["results"].items():
+        title = f"SmolLM2-135M-Instruct trained further on {corpus}, everything, equal compute: loss, nats per token"
+        models = ("order 2, everything", "source, everything, longer")
+        rows.append([title, *(figure(methods[each]["loss"]) for each in models)])
+    return table("| measured | nested | standard |", rows)
+
+
+BLOCKS = {
+    "state": state,
+    "recall": lambda: recall("recall", ("8", "32"), "pairs"),
+    "induction": lambda: recall("induction", ("16", "64"), "tokens"),
+    "hops": hops,
+    "ranks": ranks,
+    "marker": marker,
+    **{stage: lambda stage=stage: language(stage) for stage in ("ablation", "finalists", "longer", "larger")},
+    "map": nestings,
+    **{
+        f"{stage}learning rates": lambda stage=stage: rates(f"{stage}learning rates")
+        for stage in ("", "longer, ", "larger, ")
+    },
+    "Shakespeare": lambda: retrofit("Shakespeare"),
+    "reasoning": lambda: retrofit("reasoning"),
+    "comparisons": comparisons,
+}

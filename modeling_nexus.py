@@ -55,6 +55,12 @@ from .configuration_nexus import TESTED_TRANSFORMERS, NexusConfig
 
 logger = logging.get_logger(__name__)
 
+
+def is_gate(name: str) -> bool:
+    """Whether a parameter is a source gate, by its name in a model or a checkpoint."""
+    return ".source_norm." in name
+
+
 # Trainer's label smoothing shifts the labels only of classes that this table names.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault("nexus", "NexusForCausalLM")
 
@@ -472,7 +478,7 @@ class NexusPreTrainedModel(PreTrainedModel):
         """All source gates by name, each of shape (1,); empty without `source_gate` or at order 1."""
         # Under PEFT a module that is trained keeps its original beside it, out of use.
         named = self.named_parameters()
-        return {name: gate for name, gate in named if ".source_norm." in name and ".original_module." not in name}
+        return {name: gate for name, gate in named if is_gate(name) and ".original_module." not in name}
 
     def freeze_all_but_gates(self) -> "NexusPreTrainedModel":
         """Leaves only the gates trainable. Returns the model."""

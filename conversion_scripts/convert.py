@@ -1,7 +1,6 @@
 """
-From a standard checkpoint to a Nexus model folder that computes the same function until its gates open:
-source -> config and plan -> shards -> code, tokenizer, card -> verification in a fresh process -> final name.
-`to_source.py` is the way back.
+From a standard checkpoint to a Nexus model folder that computes the same function until its gates open: open the
+source, plan every tensor, write, verify in a fresh process, describe. `to_source.py` is the way back.
 """
 
 import shutil
@@ -11,20 +10,19 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from ..configuration_nexus import AUTO_MAP, NexusConfig
-from ..errors import ConversionError
+from ..configuration_nexus import NexusConfig
+from ..errors import ConversionError, TokenizerError, reason_of
 from ..tokenization import carry_over_tokenizer, check_tokenizer, keep_tokenizer_class, rebuild_gguf_tokenizer
 from ..tokenization.check import remote_code
-from .checkpoint.output import check_output
-from .checkpoint.pipeline import produce
+from .checkpoint.files import CODE_FILES, REPORT_FILE, ROOT, sha256, write_json
+from .checkpoint.open import Source, open_source
+from .checkpoint.output import MODEL, check_free_space, check_output, is_our_model, staged_output
 from .checkpoint.plan import plan_nexus
-from .checkpoint.shards import sha256
-from .checkpoint.source import Source, open_source
-from .hub.card import write_card
+from .checkpoint.report import describe_files, describe_plan, finished_report, gates, state_of
+from .checkpoint.shards import total_bytes
+from .checkpoint.write import write_planned
+from .hub.card import source_card_data, write_card
 from .verification.verify import verify_opened
-
-ROOT = Path(__file__).parent.parent
-CODE_FILES = sorted({reference.split(".")[0] + ".py" for reference in AUTO_MAP.values()})
 
 
 def convert(
@@ -67,11 +65,13 @@ def convert(
             left at `out` then, and what was there before still is.
     """
     out = Path(out)
-    check_output(out, Path(source) if Path(source).exists() else None)
+    check_output(out, MODEL, is_our_model, inputs=[Path(source).expanduser()])
     opened = open_source(source, revision)
+
     config = nexus_config(opened, order, gate_init, dtype)
     plan = plan_nexus(opened, config, dtype)
-    tokenizer = None if opened.gguf_file else fitting_tokenizer(opened.folder, config.vocab_size)
+    if opened.gguf_file is None:  # before anything is written
+        check_fitting(opened.folder, config.vocab_size)
     options = {
         "order": order,
         "gate_init": gate_init,
@@ -79,38 +79,44 @@ def convert(
         "max_shard_size": max_shard_size,
         "code": {file: sha256(ROOT / file) for file in CODE_FILES},
     }
+    if dry_run:
+        return describe_plan(out, opened, plan, options, source_card_data(opened.folder).get("license"))
+    if report := finished_report(out, opened, options):
+        if verify and "verification" not in report:
+            report["verification"] = verify_opened(opened, out, layer_by_layer)
+            write_json(out / REPORT_FILE, report)
+            write_card(out, opened.folder, report)
+        return report | {"unchanged": True}
+    check_output(out, MODEL, is_our_model, overwrite=overwrite)
+    check_free_space(out, total_bytes(plan))
 
-    def fill(folder: Path, report: dict[str, Any]) -> None:
+    with staged_output(out, state_of(opened, plan, options)) as (folder, resume):
+        report = write_planned(folder, resume, opened, plan, options, command)
         for file in CODE_FILES:
             shutil.copyfile(ROOT / file, folder / file)
         config.save_pretrained(folder)
-        report["model"] = {
+        report["tokenizer_files"] = carry_over(opened, folder)
+        report["tokenizer"] = check_fitting(folder, config.vocab_size)
+        report["model"] |= {
             "attention_order": config.attention_order,
             "source_gate": config.source_gate,
             "gate_init": gate_init,
             "dtype": str(config.dtype).removeprefix("torch."),
-            "gates": sum(planned.tensor.numel() for name, planned in plan.items() if ".source_norm." in name),
-        } | report["model"]
-        report["tokenizer_files"] = carry_over(opened, folder)
-        report["tokenizer"] = tokenizer or fitting_tokenizer(folder, config.vocab_size)
+            "gates": gates(plan),
+        }
         if opened.gguf_file is None and (kept := keep_tokenizer_class(opened.folder, folder)):
             report["tokenizer"]["warnings"].append(
                 f"tokenizer_config.json now says tokenizer_class={kept}, which Transformers loads for "
                 f"{opened.family.model_type} whatever that file says."
             )
+        report["model"]["files"] = describe_files(folder, resume)
 
-    return produce(
-        out,
-        opened,
-        plan,
-        options,
-        fill,
-        check=(lambda folder: verify_opened(opened, folder, layer_by_layer)) if verify else None,
-        describe=lambda folder, report: write_card(folder, opened.folder, report),
-        overwrite=overwrite,
-        command=command,
-        dry_run=dry_run,
-    )
+        if verify:
+            report["verification"] = verify_opened(opened, folder, layer_by_layer)
+
+        write_json(folder / REPORT_FILE, report)
+        write_card(folder, opened.folder, report)
+    return report | {"resumed": resume.used}
 
 
 def nexus_config(
@@ -132,27 +138,23 @@ def nexus_config(
             dtype=dtype or source.dtype,
         )
     except (StrictDataclassError, ValueError) as error:
-        reason = " ".join(str(error).split()).split("Error: ")[-1]
-        raise ConversionError(f"{source.label}: does not make a Nexus model: {reason}") from error
+        raise ConversionError(f"{source.label}: does not make a Nexus model: {reason_of(error)}.") from error
     config.architectures = ["NexusForCausalLM"]
     return config
 
 
-def fitting_tokenizer(folder: Path, vocab_size: int) -> dict[str, Any]:
-    """What `check_tokenizer` says of it. Raises `ConversionError` if it cannot be carried over."""
-    try:
-        if code := remote_code(folder):
-            raise ConversionError(
-                f"{folder}: its tokenizer needs code of its own ({code}), which nobody allowed to run. Remove the "
-                "tokenizer files to convert the model alone, or save it with a class of Transformers."
-            )
-        return check_tokenizer(folder, vocab_size)
-    except ValueError as error:
-        raise ConversionError(str(error)) from error
+def check_fitting(folder: Path, vocab_size: int) -> dict[str, Any]:
+    """What `check_tokenizer` says of it. Raises `TokenizerError` if it cannot be carried over."""
+    if code := remote_code(folder):
+        raise TokenizerError(
+            f"{folder}: its tokenizer needs code of its own ({code}), which nobody allowed to run. Remove the "
+            "tokenizer files to convert the model alone, or save it with a class of Transformers."
+        )
+    return check_tokenizer(folder, vocab_size)
 
 
 def carry_over(source: Source, folder: Path) -> list[str]:
     if source.gguf_file is None:
         return carry_over_tokenizer(source.folder, folder)
     source.generation_config.save_pretrained(folder)
-    return rebuild_gguf_tokenizer(source.folder, source.gguf_file, folder)
+    return rebuild_gguf_tokenizer(source.folder, source.gguf_file, folder) if source.has_tokenizer else []

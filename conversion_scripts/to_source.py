@@ -3,17 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from ..configuration_nexus import NexusConfig
 from ..errors import ConversionError
+from ..modeling_nexus import is_gate
 from ..tokenization import carry_over_tokenizer
-from .checkpoint.output import REPORT_FILE, check_output
-from .checkpoint.pipeline import produce
+from .checkpoint.files import REPORT_FILE, read_json, write_json
+from .checkpoint.open import Nexus, open_nexus, open_source
+from .checkpoint.output import MODEL, check_free_space, check_output, is_our_model, staged_output
 from .checkpoint.plan import plan_source
-from .checkpoint.source import Checkpoint, open_checkpoint, open_source, read_json
+from .checkpoint.report import describe_files, describe_plan, finished_report, state_of
+from .checkpoint.shards import total_bytes
+from .checkpoint.write import write_planned
 from .families import FAMILIES, family_of
+from .hub.card import source_card_data
 from .verification.verify import verify_opened
 
 
@@ -38,49 +41,45 @@ def convert_to_source(
             that function.
     """
     nexus, out = Path(nexus), Path(out)
-    check_output(out, nexus)
-    opened, config = open_nexus(nexus)
-    check_standard(opened, config)
+    check_output(out, MODEL, is_our_model, inputs=[nexus])
+    opened = open_nexus(nexus)
+    check_standard(opened)
+
     target = family_of(family or family_of_report(nexus))
-    source_config = target.source_config(config)
-    source_config.architectures = [architecture_of(source_config)]
+    source_config = target.source_config(opened.config)
+    source_config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[source_config.model_type]]
     source_config.dtype = opened.dtype
-    plan = plan_source(opened, target, config, source_config)
+    plan = plan_source(opened, target, source_config)
     options = {"to_source": target.model_type, "max_shard_size": max_shard_size}
+    if dry_run:
+        return describe_plan(out, opened, plan, options, source_card_data(nexus).get("license"))
+    if report := finished_report(out, opened, options):
+        if verify and "verification" not in report:
+            report["verification"] = verify_opened(open_source(out), nexus, layer_by_layer)
+            write_json(out / REPORT_FILE, report)
+        return report | {"unchanged": True}
+    check_output(out, MODEL, is_our_model, overwrite=overwrite)
+    check_free_space(out, total_bytes(plan))
 
-    def fill(folder: Path, report: dict[str, Any]) -> None:
+    with staged_output(out, state_of(opened, plan, options)) as (folder, resume):
+        report = write_planned(folder, resume, opened, plan, options, command)
         source_config.save_pretrained(folder)
-        report["model"] = {"dtype": str(opened.dtype).removeprefix("torch.")} | report["model"]
         report["tokenizer_files"] = carry_over_tokenizer(nexus, folder)
+        report["model"] |= {
+            "dtype": str(opened.dtype).removeprefix("torch."),
+            "files": describe_files(folder, resume),
+        }
 
-    return produce(
-        out,
-        opened,
-        plan,
-        options,
-        fill,
-        check=(lambda folder: verify_opened(open_source(folder), nexus, layer_by_layer)) if verify else None,
-        describe=lambda folder, report: None,
-        overwrite=overwrite,
-        command=command,
-        dry_run=dry_run,
-    )
+        if verify:
+            report["verification"] = verify_opened(open_source(folder), nexus, layer_by_layer)
+
+        write_json(folder / REPORT_FILE, report)
+    return report | {"resumed": resume.used}
 
 
-def open_nexus(folder: Path) -> tuple[Checkpoint, NexusConfig]:
-    raw = read_json(folder / "config.json", "is this a Nexus model?")
-    if raw.get("model_type") != "nexus":
-        raise ConversionError(f"{folder}: is not a Nexus model (model_type={raw.get('model_type')!r}).")
-    try:
-        config = NexusConfig.from_dict(raw)
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split()).split("Error: ")[-1]
-        raise ConversionError(f"{folder / 'config.json'}: {reason}") from error
-    return open_checkpoint(str(folder), folder, None, raw), config
-
-
-def check_standard(nexus: Checkpoint, config: NexusConfig) -> None:
+def check_standard(nexus: Nexus) -> None:
     """Raises `ConversionError` unless the model computes what its last levels alone compute."""
+    config = nexus.config
     if max(config.layer_orders) == 1:
         return
     if not config.source_gate:
@@ -88,7 +87,7 @@ def check_standard(nexus: Checkpoint, config: NexusConfig) -> None:
             f"{nexus.label}: is nested without gates (attention_order={config.attention_order}), which no standard "
             "model computes. Only models of order 1 or with closed gates can be converted back."
         )
-    gates = {name: nexus.read(name).item() for name in nexus.shapes if ".source_norm." in name}
+    gates = {name: nexus.read(name).item() for name in nexus.tensors if is_gate(name)}
     opened = {name: gate for name, gate in gates.items() if gate != 0}
     if opened:
         name = max(opened, key=lambda name: abs(opened[name]))
@@ -108,7 +107,3 @@ def family_of_report(folder: Path) -> str:
             f"{folder}: has no {REPORT_FILE} that says what it came from; pass --family, one of "
             f"{', '.join(sorted(FAMILIES))}."
         ) from None
-
-
-def architecture_of(source_config: Any) -> str:
-    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[source_config.model_type]

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ..errors import ConversionError
+from ..errors import TokenizerError, reason_of
 from ..tokenization import CHAT_TEMPLATES, TOKENIZER_FILES, config_fields, save_tokenizer, train_tokenizer
-from .checkpoint.output import check_folder, is_occupied, staged_output
+from .checkpoint.output import check_output, staged_output
 from .printing import console
 from .progress import bytes_bar
 
@@ -41,8 +41,9 @@ def train(
         "chat_template": None if chat_template is None else read_template(chat_template),
         "model_max_length": None if model_max_length is None else parse_number("--model-max-length", model_max_length),
     }
-    check_output(out, files, overwrite)
-    total = sum(file.stat().st_size for file in files if file.is_file())
+    texts = [file for file in files if file.is_file()]  # training says what is wrong with the others
+    check_output(out, "a tokenizer", is_tokenizer, TOKENIZER_FILES, inputs=texts, overwrite=overwrite)
+    total = sum(file.stat().st_size for file in texts)
     try:
         with staged_output(out) as (folder, _):
             try:
@@ -50,8 +51,6 @@ def train(
                     # In a thread: the library hears of Ctrl-C only when it has finished, the one that waits at once.
                     training = ThreadPoolExecutor(1).submit(train_tokenizer, files, wanted, **options, progress=advance)
                     tokenizer = training.result()
-            except ValueError as error:
-                raise ConversionError(str(error)) from error
             except KeyboardInterrupt:
                 raise typer.Abort() from None  # a failure, for `staged_output`: there is nothing to continue
             save_tokenizer(tokenizer, folder)
@@ -73,7 +72,7 @@ def parse_number(option: str, text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ConversionError(f"{option} {text}: give a whole number.") from None
+        raise TokenizerError(f"{option} {text}: give a whole number.") from None
 
 
 def read_template(name: str) -> str:
@@ -82,28 +81,14 @@ def read_template(name: str) -> str:
     try:
         return Path(name).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConversionError(
+        raise TokenizerError(
             f"--chat-template {name}: no such file, and no template of ours ({', '.join(CHAT_TEMPLATES)})."
         ) from None
     except OSError as error:
-        raise ConversionError(f"--chat-template {name}: cannot be read ({error.strerror}).") from error
+        raise TokenizerError(f"--chat-template {name}: cannot be read ({reason_of(error)}).") from error
     except UnicodeDecodeError as error:
-        raise ConversionError(f"--chat-template {name}: is not UTF-8 at byte {error.start}.") from error
+        raise TokenizerError(f"--chat-template {name}: is not UTF-8 at byte {error.start}.") from error
 
 
-def check_output(out: Path, files: list[Path], overwrite: bool) -> None:
-    """Raises `ConversionError` unless `out` is free, or holds a tokenizer and nothing else and may be replaced."""
-    check_folder(out)
-    if not is_occupied(out):
-        return
-    if not overwrite:
-        raise ConversionError(
-            f"{out}: is not empty; choose another folder, or pass --overwrite to replace a tokenizer."
-        )
-    others = sorted(path.name for path in out.iterdir() if path.name not in TOKENIZER_FILES or not path.is_file())
-    if others or not (out / "tokenizer.json").is_file():
-        what = f"holds {others[0]}, which is no part of a tokenizer" if others else "holds no tokenizer.json"
-        raise ConversionError(f"{out}: {what}, so it is not replaced; choose another folder.")
-    for file in files:
-        if file.resolve().is_relative_to(out.resolve()):
-            raise ConversionError(f"{file}: lies in the folder that would be replaced; move it elsewhere.")
+def is_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file()

@@ -7,10 +7,9 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .. import modeling_nexus
-from ..conversion_scripts.checkpoint.source import check_links, download, read_json
-from ..conversion_scripts.hub.upload import AUTO_CLASSES, check_tensors
+from ..conversion_scripts.checkpoint.open import AUTO_CLASSES, locate, open_nexus
+from ..conversion_scripts.checkpoint.plan import check_tensors
 from ..conversion_scripts.progress import quiet_when_piped
-from ..conversion_scripts.to_source import open_nexus
 from ..errors import ConversionError
 from ..modeling_nexus import NexusPreTrainedModel
 from ..tokenization import TOKENIZER_FILES
@@ -29,31 +28,18 @@ def open_model(model: str, revision: str | None = None) -> tuple[NexusPreTrained
     Raises:
         `ConversionError`: there is no such model, it is not a Nexus model or not complete, or has no tokenizer.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
-        folder = path
-    elif path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise ConversionError(f"{model}: no such folder. Give the folder of a Nexus model, or a Hub id as user/name.")
-    else:
-        folder, _ = download(model, revision)
-    raw = read_json(folder / "config.json", "is this a Nexus model?")
-    if raw.get("model_type") != "nexus":
-        raise ConversionError(
-            f"{model}: is not a Nexus model (model_type={raw.get('model_type')!r}). Convert it first: nexus convert "
-            f"{model} OUT."
-        )
-    checkpoint, config = open_nexus(folder)
-    check_links(folder)
-    architecture = (raw.get("architectures") or ["NexusForCausalLM"])[0]
+    folder, revision = locate(model, revision)
+    nexus = open_nexus(folder, model, revision)
+    architecture = (nexus.raw_config.get("architectures") or ["NexusForCausalLM"])[0]
     if architecture not in AUTO_CLASSES:
         raise ConversionError(
-            f"{folder / 'config.json'}: architectures is {raw['architectures']!r}, none of {', '.join(AUTO_CLASSES)}."
+            f"{nexus.folder / 'config.json'}: architectures is {architecture!r}, none of {', '.join(AUTO_CLASSES)}."
         )
-    check_tensors(checkpoint, config, architecture)
-    tokenizer = open_tokenizer(folder, model)
+    check_tensors(nexus, architecture)
+    tokenizer = open_tokenizer(nexus.folder, model)
     with quiet_when_piped():
         loaded = getattr(modeling_nexus, architecture).from_pretrained(
-            folder, config=config, dtype="auto", attn_implementation="eager"
+            nexus.folder, config=nexus.config, dtype="auto", attn_implementation="eager"
         )
     return loaded.eval(), tokenizer
 

@@ -22,7 +22,8 @@ NAMES = {
 }
 
 
-def write(file: Path) -> Path:
+def write(file: Path, tokenizer: str | None = "gpt2") -> Path:
+    """`tokenizer`: its kind; None for a file without one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     shape = {**checkpoints.SHAPE, "hidden_size": 64, "head_dim": 16}
@@ -40,7 +41,8 @@ def write(file: Path) -> Path:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    add_tokenizer(writer)
+    if tokenizer:
+        add_tokenizer(writer, tokenizer)
     for name, tensor in model.state_dict().items():
         if name != "lm_head.weight":
             writer.add_tensor(gguf_name(name), permuted(name, tensor, config).contiguous().numpy())
@@ -68,12 +70,12 @@ def permuted(name: str, weight: torch.Tensor, config: LlamaConfig) -> torch.Tens
     return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def add_tokenizer(writer: gguf.GGUFWriter) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, kind: str) -> None:
     tokenizer = checkpoints.tokenizer()
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     special = set(tokenizer.all_special_tokens)
     vocabulary = sorted(model["vocab"], key=model["vocab"].get)
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(kind)
     writer.add_tokenizer_pre("default")
     writer.add_token_list(vocabulary)
     writer.add_token_types(

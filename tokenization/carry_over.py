@@ -9,6 +9,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..errors import TokenizerError, reason_of
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -66,7 +68,13 @@ def rebuild_gguf_tokenizer(folder: Path, gguf_file: str, target: Path) -> list[s
     A GGUF file holds the vocabulary, the merges and the chat template in a form of its own; Transformers rebuilds the
     tokenizer from it. Returns the names of the files written to `target`.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+    except Exception as error:  # the reader of every format has exceptions of its own
+        raise TokenizerError(
+            f"{folder / gguf_file}: Transformers cannot read its tokenizer ({reason_of(error)}). Convert the original "
+            "checkpoint, in safetensors, instead."
+        ) from error
     before = set(target.iterdir())
     save_tokenizer(tokenizer, target)
     return sorted(file.name for file in set(target.iterdir()) - before)

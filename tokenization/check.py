@@ -9,7 +9,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
+from transformers.utils.import_utils import is_tiktoken_available
 
+from ..errors import TokenizerError, reason_of
 from .carry_over import TOKENIZER_FILES
 
 CONFIG, GENERATION_CONFIG, TOKENIZER = "config.json", "generation_config.json", "the tokenizer"
@@ -32,8 +35,8 @@ def check_tokenizer(folder: str | Path, vocab_size: int) -> dict[str, Any]:
         "warnings": one sentence each; empty if all is well.
 
     Raises:
-        `ValueError`: the tokenizer can emit an id for which there is no row, or cannot be loaded, or a JSON file is not
-            valid.
+        `TokenizerError`: the tokenizer can emit an id for which there is no row or cannot be loaded, or a JSON file is
+            not valid.
     """
     folder = Path(folder)
     places = {
@@ -57,7 +60,7 @@ def check_tokenizer(folder: str | Path, vocab_size: int) -> dict[str, Any]:
         ids = tokenizer.get_vocab()
         beyond = sorted((id_, token) for token, id_ in ids.items() if id_ >= vocab_size)
         if beyond:
-            raise ValueError(
+            raise TokenizerError(
                 f"{folder}: the tokenizer has ids up to {beyond[-1][0]}, but the embedding has only {vocab_size} rows; "
                 f"{len(beyond)} tokens, the first of them {beyond[0][1]!r}, would have none."
             )
@@ -92,7 +95,7 @@ def compare(kind: str, places: dict[str, dict[str, int | list[int] | None]], voc
 def token_ids(file: Path, content: dict[str, Any], kind: str) -> int | list[int] | None:
     value = content.get(f"{kind}_token_id")
     if not all(isinstance(id_, int) for id_ in as_set(value)):
-        raise ValueError(f"{file}: {kind}_token_id={value!r} is not an id or a list of ids.")
+        raise TokenizerError(f"{file}: {kind}_token_id={value!r} is not an id or a list of ids.")
     return value
 
 
@@ -123,8 +126,24 @@ def load(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder}: Transformers cannot load the tokenizer ({reason}).") from error
+        if missing := missing_packages(folder):
+            raise TokenizerError(
+                f"{folder}: reading its tokenizer needs packages that are not installed: pip install {missing}."
+            ) from error
+        raise TokenizerError(f"{folder}: Transformers cannot load the tokenizer ({reason_of(error)}).") from error
+
+
+def missing_packages(folder: Path) -> str:
+    """Those that may read a tokenizer.model or spiece.model. Transformers names only the last one that it tried."""
+    models = [name for name in ("tokenizer.model", "spiece.model") if (folder / name).exists()]
+    if not models or (folder / "tokenizer.json").exists():
+        return ""
+    found = {
+        "sentencepiece": is_sentencepiece_available(),
+        "protobuf": is_protobuf_available(),
+        "tiktoken": is_tiktoken_available(),
+    }
+    return " ".join(name for name, there in found.items() if not there)
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
@@ -134,7 +153,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: is not valid JSON ({error}).") from error
+        raise TokenizerError(f"{file}: is not valid JSON ({reason_of(error)}).") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: is not a JSON object.")
+        raise TokenizerError(f"{file}: is not a JSON object.")
     return content

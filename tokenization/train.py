@@ -14,6 +14,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ..errors import TokenizerError, reason_of
+
 PADDING, END_OF_TEXT, TURN_END, TURN_START = "<|pad|>", "<|endoftext|>", "<|im_end|>", "<|im_start|>"
 # In this order, `bos_token_id` and `eos_token_id` of a tokenizer that chats are the defaults of NexusConfig, 1 and 2.
 SPECIAL_TOKENS = (PADDING, END_OF_TEXT, TURN_END, TURN_START)
@@ -74,19 +76,19 @@ def train_tokenizer(
         progress: called with the number of bytes after every piece that is read.
 
     Raises:
-        `ValueError`: a file cannot be read or is not UTF-8, there is no text in any, a number is out of range, or the
-            chat template does not render a conversation. The message is one sentence.
+        `TokenizerError`, a ValueError: a file cannot be read or is not UTF-8, there is no text in any, a number is out
+            of range, or the chat template does not render a conversation. The message is one sentence.
     """
     files = [Path(file) for file in files]
     if vocab_size < MIN_VOCAB_SIZE:
-        raise ValueError(
+        raise TokenizerError(
             f"vocab_size={vocab_size}: must be at least {MIN_VOCAB_SIZE}, for the 256 bytes and "
             f"{len(SPECIAL_TOKENS)} special tokens."
         )
     if vocab_size > MAX_VOCAB_SIZE:
-        raise ValueError(f"vocab_size={vocab_size}: must be at most {MAX_VOCAB_SIZE}.")
+        raise TokenizerError(f"vocab_size={vocab_size}: must be at most {MAX_VOCAB_SIZE}.")
     if model_max_length is not None and model_max_length < 1:
-        raise ValueError(f"model_max_length={model_max_length}: must be at least 1.")
+        raise TokenizerError(f"model_max_length={model_max_length}: must be at least 1.")
     check_files(files)
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -119,7 +121,7 @@ def config_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 
 def wrap(bpe: Tokenizer, chat_template: str | None, model_max_length: int | None) -> PreTrainedTokenizerFast:
-    """`bpe` as a tokenizer of Transformers. Raises `ValueError` if the chat template does not work."""
+    """`bpe` as a tokenizer of Transformers. Raises `TokenizerError` if the chat template does not work."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token=END_OF_TEXT,
@@ -133,24 +135,23 @@ def wrap(bpe: Tokenizer, chat_template: str | None, model_max_length: int | None
         try:
             chat = tokenizer.apply_chat_template([{"role": "user", "content": "Good morning"}], tokenize=False)
         except Exception as error:  # a template is a program: anything may go wrong in it
-            reason = " ".join(str(error).split())
-            raise ValueError(f"chat template: does not render a message of the user ({reason}).") from error
+            raise TokenizerError(f"chat template: does not render a user's message ({reason_of(error)}).") from error
         if "Good morning" not in chat:
-            raise ValueError("chat template: leaves out what the user says; is this a Jinja chat template?")
+            raise TokenizerError("chat template: leaves out what the user says; is this a Jinja chat template?")
     return tokenizer
 
 
 def check_files(files: Sequence[Path]) -> None:
-    """Raises `ValueError` for what can be known before reading."""
+    """Raises `TokenizerError` for what can be known before reading."""
     for file in files:
         if not file.exists():
-            raise ValueError(f"{file}: no such file.")
+            raise TokenizerError(f"{file}: no such file.")
         if file.is_dir():
-            raise ValueError(f"{file}: is a folder; give text files.")
+            raise TokenizerError(f"{file}: is a folder; give text files.")
         if not os.access(file, os.R_OK):
-            raise ValueError(f"{file}: cannot be read (permission denied).")
+            raise TokenizerError(f"{file}: cannot be read (permission denied).")
     if not any(file.stat().st_size or not file.is_file() for file in files):  # the size of a pipe is not known
-        raise ValueError(f"{', '.join(map(str, files[:3])) or 'files'}: nothing to train on, there is no text.")
+        raise TokenizerError(f"{', '.join(map(str, files[:3])) or 'files'}: nothing to train on, there is no text.")
 
 
 def read_pieces(file: Path, progress: Callable[[int], None]) -> Iterator[str]:
@@ -172,7 +173,7 @@ def read_pieces(file: Path, progress: Callable[[int], None]) -> Iterator[str]:
                 text = text[end:]
                 progress(len(block))
     except OSError as error:
-        raise ValueError(f"{file}: cannot be read ({error.strerror}).") from error
+        raise TokenizerError(f"{file}: cannot be read ({reason_of(error)}).") from error
     if tail:
         raise not_utf8(file, offset - len(tail))
     if text:
@@ -193,5 +194,5 @@ def decode(file: Path, data: bytes, offset: int) -> tuple[str, bytes]:
         return data[: error.start].decode("utf-8"), data[error.start :]
 
 
-def not_utf8(file: Path, offset: int) -> ValueError:
-    return ValueError(f"{file}: is not UTF-8 at byte {offset}; convert it, for example with iconv.")
+def not_utf8(file: Path, offset: int) -> TokenizerError:
+    return TokenizerError(f"{file}: is not UTF-8 at byte {offset}; convert it, for example with iconv.")

@@ -10,9 +10,8 @@ Beside OUT, while a conversion runs and after one that was killed:
     .OUT.incomplete/replaced/    the model that was at OUT before, for the instant between two renames
 """
 
-import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,40 +20,68 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from ...errors import ConversionError
-from .source import read_json
+from ...errors import CheckpointError, reason_of
+from .files import REPORT_FILE, read_json, write_json
 
 
-def check_output(out: Path, source_folder: Path | None) -> None:
-    """Raises `ConversionError` if `out` can be no output whatever the options: a link, not ours, in the source."""
+def check_output(
+    out: Path,
+    kind: str,
+    is_ours: Callable[[Path], bool],
+    names: Collection[str] | None = None,
+    inputs: Iterable[Path] = (),
+    overwrite: bool = True,
+) -> None:
+    """
+    Checks that a command may write to the folder `out`: it is free, or holds an earlier result and nothing else.
+
+    Args:
+        kind: what the command writes, as in "a Nexus model", for messages.
+        is_ours: whether a folder that is not empty holds one of those.
+        names: the files that such a folder may have; None for any.
+        inputs: files and folders that are read, so `out` may neither lie within one nor hold it.
+        overwrite: whether an earlier result may be replaced.
+
+    Raises:
+        `CheckpointError`: `out` may not be written to.
+    """
     check_folder(out)
-    if source_folder is not None:
-        inner, outer = sorted((out.resolve(), source_folder.resolve()), key=lambda path: -len(path.parts))
-        if inner.is_relative_to(outer):
-            raise ConversionError(f"{out}: lies within the source folder, or holds it; choose an output beside it.")
-    if is_occupied(out) and not is_our_model(out):
-        raise ConversionError(f"{out}: is not empty and is not a Nexus model, so it is not replaced; choose another.")
+    for path in inputs:
+        if path.exists() and any(
+            one.resolve().is_relative_to(other.resolve()) for one, other in ((out, path), (path, out))
+        ):
+            raise CheckpointError(f"{out}: lies within the source {path}, or holds it; choose an output beside it.")
+    if not is_occupied(out):
+        return
+    foreign = [path.name for path in out.iterdir() if names and (path.name not in names or not path.is_file())]
+    if foreign:
+        raise CheckpointError(
+            f"{out}: holds {min(foreign)}, which this command did not write, so it is not replaced; choose another "
+            "folder."
+        )
+    if not is_ours(out):
+        raise CheckpointError(
+            f"{out}: is not empty and is not {kind}. This command did not write it, so it is not replaced; choose "
+            "another folder."
+        )
+    if not overwrite:
+        raise CheckpointError(
+            f"{out}: already holds {kind}, not the one that this command would write; choose another folder, or pass "
+            "--overwrite to replace it."
+        )
 
 
 def check_folder(out: Path) -> None:
-    """Raises `ConversionError` if `out` is a link or a file. After a kill between two renames, undoes the first."""
+    """Raises `CheckpointError` if `out` is a link or a file. After a kill between two renames, undoes the first."""
     put_back(out, work_folder(out))
     if out.is_symlink():
-        raise ConversionError(f"{out}: is a symbolic link; give the folder itself.")
+        raise CheckpointError(f"{out}: is a symbolic link; give the folder itself.")
     if out.exists() and not out.is_dir():
-        raise ConversionError(f"{out}: is a file; choose a folder to write to.")
+        raise CheckpointError(f"{out}: is a file; choose a folder to write to.")
 
 
 def is_occupied(out: Path) -> bool:
     return out.exists() and any(out.iterdir())
-
-
-def check_overwrite(out: Path, overwrite: bool) -> None:
-    if is_occupied(out) and not overwrite:
-        raise ConversionError(
-            f"{out}: already holds a model, which is not what this command would write; choose another folder, or pass "
-            "--overwrite."
-        )
 
 
 def is_our_model(folder: Path) -> bool:
@@ -62,20 +89,24 @@ def is_our_model(folder: Path) -> bool:
     try:
         is_nexus = read_json(folder / "config.json").get("model_type") == "nexus"
         return is_nexus or "nexus_transformers" in read_json(folder / REPORT_FILE)
-    except ConversionError:
+    except CheckpointError:
         return False
 
 
-REPORT_FILE = "conversion_report.json"
+MODEL = "a Nexus model"  # what `convert` writes, for `check_output`
 
 
 @dataclass
 class Resume:
-    """What an interrupted conversion has finished. `shards`: file name -> {"bytes", "sha256"}."""
+    """
+    What an interrupted conversion has finished. `shards`: file name -> {"bytes", "sha256"}. `used`: those of them that
+    this run found whole and did not write again.
+    """
 
     file: Path
     plan: dict[str, Any]
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    used: list[str] = field(default_factory=list)
 
     def add(self, name: str, description: dict[str, Any]) -> None:
         self.shards[name] = description
@@ -91,7 +122,7 @@ def staged_output(out: Path, plan: dict[str, Any] | None = None) -> Iterator[tup
     same `plan` had finished in it. Leaving with a failure removes it; Ctrl-C or a kill leaves it for the next run.
 
     Raises:
-        `ConversionError`: another process is writing to `out`, or the disk is full, read-only or not permitted.
+        `CheckpointError`: another process is writing to `out`, or the disk is full, read-only or not permitted.
     """
     work = work_folder(out)
     with failures_of_writing(out):
@@ -100,7 +131,7 @@ def staged_output(out: Path, plan: dict[str, Any] | None = None) -> Iterator[tup
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise ConversionError(f"{out}: another conversion is writing to it; wait for it, or stop it.") from None
+            raise CheckpointError(f"{out}: another conversion is writing to it; wait for it, or stop it.") from None
         interrupted = False
         try:
             put_back(out, work)
@@ -127,7 +158,7 @@ def open_resume(work: Path, plan: dict[str, Any] | None) -> Resume:
         state = read_json(resume.file)
         if plan and state["plan"] == plan:
             resume.shards = dict(state["shards"])
-    except (ConversionError, KeyError, TypeError, ValueError):
+    except (CheckpointError, KeyError, TypeError, ValueError):
         pass  # there is none, or it was cut off while it was written for the first time
     if model.is_symlink():
         model.unlink()
@@ -163,19 +194,16 @@ def failures_of_writing(out: Path) -> Iterator[None]:
     """A full or read-only disk as one sentence."""
     try:
         yield
-    except SafetensorError as error:
-        raise ConversionError(f"{out}: could not be written ({error}). Nothing was left behind.") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConversionError(f"{out}: could not be written ({reason}). Nothing was left behind.") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{out}: could not be written ({reason_of(error)}). Nothing was left behind.") from error
 
 
 def check_free_space(out: Path, needed: int) -> None:
-    """`needed` bytes in all, of which an interrupted run may have written some. Raises `ConversionError`."""
+    """`needed` bytes in all, of which an interrupted run may have written some. Raises `CheckpointError`."""
     needed -= sum(file.stat().st_size for file in (work_folder(out) / "model").glob("*") if file.is_file())
     free = free_space(out)
     if free < needed:
-        raise ConversionError(
+        raise CheckpointError(
             f"{out}: its disk has {free / 1e9:.2f} GB free, but the model needs {needed / 1e9:.2f} GB; free some space "
             "or choose another output."
         )
@@ -183,7 +211,3 @@ def check_free_space(out: Path, needed: int) -> None:
 
 def free_space(out: Path) -> int:
     return shutil.disk_usage(next(parent for parent in out.resolve().parents if parent.exists())).free
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -9,23 +9,25 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from ... import modeling_nexus
 from ...configuration_nexus import NexusConfig
-from ...errors import ConversionError
-from ...modeling_nexus import NexusForCausalLM
+from ...errors import CheckpointError, ConversionError, reason_of
+from ...modeling_nexus import NexusForCausalLM, is_gate
 from ..families import Family
+from .open import Nexus, Source
 from .shards import Planned
-from .source import NOT_TOGETHER, Checkpoint, Source
+from .weights import NOT_TOGETHER, Checkpoint
 
 
 def plan_nexus(source: Source, config: NexusConfig, dtype: torch.dtype | None) -> dict[str, Planned]:
     """A standard checkpoint -> the tensors of a Nexus model, gates included. `dtype` None keeps each tensor's own."""
     expected = shapes_of_model(lambda: NexusForCausalLM(config), source)
     plan: dict[str, Planned] = {}
-    for name, shape in source.shapes.items():
+    for name, tensor in source.tensors.items():
         rule = source.family.rule_of(name)
         if not rule.targets:
             continue
-        parts = parts_of(source, name, torch.empty(shape, device="meta"), config)
+        parts = parts_of(source, name, tensor, config)
         for number, (target, part) in enumerate(zip(rule.targets, parts, strict=True)):
             if target not in expected:
                 raise ConversionError(
@@ -38,39 +40,63 @@ def plan_nexus(source: Source, config: NexusConfig, dtype: torch.dtype | None) -
                     f"{source.label}: tensor {name!r} would become {target!r}, as another one does. Which of them "
                     "counts cannot be known; download the checkpoint again."
                 )
-            tensor = part.to(dtype or source.dtypes[name])
-            plan[target] = Planned(tensor, partial(read_part, source, name, number, config), origin(source, name))
+            plan[target] = Planned(
+                part.to(dtype or part.dtype), partial(read_part, source, name, number, config), origin(source, name)
+            )
     for target, tensor in expected.items():
-        if ".source_norm." in target:
+        if is_gate(target):
             gate = partial(torch.full, tensor.shape, float(config.source_gate_init))
             plan[target] = Planned(tensor.to(config.dtype), gate, "--gate-init")
         elif target not in plan and not (config.tie_word_embeddings and target in source.family.optional):
-            raise ConversionError(f"{source.label}: lacks tensor {target!r}; the checkpoint is incomplete.")
+            raise CheckpointError(f"{source.label}: lacks tensor {target!r}; the checkpoint is incomplete.")
     return {target: plan[target] for target in expected if target in plan}  # in the order of the model
 
 
-def plan_source(nexus: Checkpoint, family: Family, config: NexusConfig, source_config: Any) -> dict[str, Planned]:
+def plan_source(nexus: Nexus, family: Family, source_config: Any) -> dict[str, Planned]:
     """A Nexus model -> the tensors of the standard one. Gates and inner projections have no place in it."""
+    config = nexus.config
     expected = shapes_of_model(lambda: AutoModelForCausalLM.from_config(source_config), nexus)
     plan, used = {}, set()
     for in_memory, tensor in expected.items():
         name = family.saved_as.get(in_memory, in_memory)
         targets = family.rule_of(name).targets
-        if config.tie_word_embeddings and set(targets) <= family.optional and not set(targets) <= set(nexus.shapes):
+        if config.tie_word_embeddings and set(targets) <= family.optional and targets[0] not in nexus.tensors:
             continue
         for target in targets:
-            if target not in nexus.shapes:
-                raise ConversionError(f"{nexus.label}: lacks tensor {target!r}; the model is incomplete.")
-        parts = [torch.empty(nexus.shapes[target], device="meta") for target in targets]
+            if target not in nexus.tensors:
+                raise CheckpointError(f"{nexus.label}: lacks tensor {target!r}; the model is incomplete.")
+        parts = [nexus.tensors[target] for target in targets]
         joined = family.rule_of(name).join(parts, config)
         check_shape(nexus, ", ".join(targets), joined, tensor)
-        joined = joined.to(nexus.dtypes[targets[0]])
         plan[name] = Planned(joined, partial(read_joined, nexus, family, name, config), origin(nexus, targets[0]))
         used.update(targets)
-    for name in nexus.shapes:
-        if name not in used and ".source_norm." not in name and ".self_attn.inner." not in name:
+    for name in nexus.tensors:
+        if name not in used and not is_nesting(name):
             raise ConversionError(f"{nexus.label}: tensor {name!r} has no place in a {family.model_type} model.")
     return plan
+
+
+def is_nesting(name: str) -> bool:
+    """Whether a tensor is one that a Nexus model has beyond a standard one: a gate, or of an inner projection."""
+    return is_gate(name) or ".self_attn.inner." in name
+
+
+def check_tensors(nexus: Nexus, architecture: str) -> None:
+    """
+    The files have every tensor that this class of model has, and no other: Transformers would make up the one and drop
+    the other. Raises `CheckpointError`.
+    """
+    model_class = getattr(modeling_nexus, architecture)
+    expected = shapes_of_model(lambda: model_class(nexus.config), nexus)
+    tied = set(model_class._tied_weights_keys or ()) if nexus.config.tie_word_embeddings else set()
+    for name, tensor in expected.items():
+        if name in nexus.tensors:
+            check_shape(nexus, name, nexus.tensors[name], tensor)
+        elif name not in tied:
+            raise CheckpointError(f"{nexus.label}: lacks tensor {name!r}; the model is incomplete.")
+    for name in nexus.tensors:
+        if name not in expected:
+            raise CheckpointError(f"{nexus.label}: holds tensor {name!r}, which {architecture} does not have.")
 
 
 def shapes_of_model(make: Any, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -79,9 +105,8 @@ def shapes_of_model(make: Any, checkpoint: Checkpoint) -> dict[str, torch.Tensor
         with torch.device("meta"):
             model = make()
     except (RuntimeError, OverflowError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConversionError(
-            f"{checkpoint.folder / 'config.json'}: no model can have these sizes ({reason})."
+        raise CheckpointError(
+            f"{checkpoint.folder / 'config.json'}: no model can have these sizes ({reason_of(error, 200)})."
         ) from error
     return model.state_dict()
 

@@ -11,22 +11,30 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConversionError
+from ...errors import CheckpointError
+from ...modeling_nexus import is_gate
 from ...tokenization import CARRIED_FILES
-from ..hub.card import source_card_data
 from ..progress import bytes_bar
-from .output import REPORT_FILE, Resume, free_space, write_json
-from .shards import Planned, is_complete, sha256, shard_layout, total_bytes
-from .source import INDEX_FILE, Checkpoint, read_json
+from .files import CARD_FILE, INDEX_FILE, REPORT_FILE, is_complete, read_json, sha256
+from .output import Resume, free_space
+from .shards import Planned, shard_layout, total_bytes
+from .weights import Checkpoint
 
-CARD_FILE = "README.md"
 SOURCE_FILES = ("config.json", INDEX_FILE, *CARRIED_FILES)
 
 
-def describe_source(
-    opened: Checkpoint, options: dict[str, Any], command: list[str] | None, files: dict[str, dict[str, Any]]
+def start_report(
+    opened: Checkpoint,
+    plan: dict[str, Planned],
+    options: dict[str, Any],
+    command: list[str] | None,
+    files: dict[str, dict[str, Any]],
+    written: dict[str, Any],
 ) -> dict[str, Any]:
-    """The first half of the report. `files`: from `hash_source`."""
+    """
+    The report, as far as it is known when the weights are written. `files`: from `hash_source`; `written`: from
+    `write_weights`.
+    """
     return {
         "nexus_transformers": version("nexus-transformers"),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -42,7 +50,16 @@ def describe_source(
             "config": opened.raw_config,
             "files": files,
         },
+        "model": {"parameters": parameters(plan), **written},
     }
+
+
+def parameters(plan: dict[str, Planned]) -> int:
+    return sum(planned.tensor.numel() for planned in plan.values())
+
+
+def gates(plan: dict[str, Planned]) -> int:
+    return parameters({name: planned for name, planned in plan.items() if is_gate(name)})
 
 
 def environment() -> dict[str, str]:
@@ -61,7 +78,7 @@ def source_bytes(opened: Checkpoint) -> int:
 
 def hash_source(opened: Checkpoint, advance: Callable[[int], None]) -> dict[str, dict[str, Any]]:
     """
-    File name -> bytes and sha256. Raises `ConversionError` if a file from the Hub is not what the Hub said it is: its
+    File name -> bytes and sha256. Raises `CheckpointError` if a file from the Hub is not what the Hub said it is: its
     cache names large files by their hash.
     """
     described = {}
@@ -69,24 +86,20 @@ def hash_source(opened: Checkpoint, advance: Callable[[int], None]) -> dict[str,
         described[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file, advance)}
         blob = file.resolve().name
         if opened.revision and len(blob) == 64 and blob != described[file.name]["sha256"]:
-            raise ConversionError(
+            raise CheckpointError(
                 f"{opened.label}: the downloaded {file.name} is damaged (its sha256 is not the Hub's). Delete "
                 f"{file.resolve()} and convert again."
             )
     return described
 
 
-def add_files(folder: Path, report: dict[str, Any], resume: Resume) -> None:
-    """Lists every file of the result but report and card, with bytes and sha256, as `report["model"]["files"]`."""
+def describe_files(folder: Path, resume: Resume) -> dict[str, dict[str, Any]]:
+    """Every file of the result but report and card, which are written last, with bytes and sha256."""
     names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-    report["model"]["files"] = {
+    return {
         name: resume.shards.get(name) or {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
         for name in names
     }
-
-
-def write_report(folder: Path, report: dict[str, Any]) -> None:
-    write_json(folder / REPORT_FILE, report)
 
 
 def state_of(opened: Checkpoint, plan: dict[str, Planned], options: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +113,7 @@ def state_of(opened: Checkpoint, plan: dict[str, Planned], options: dict[str, An
     return json.loads(json.dumps(state))  # as it will be read again
 
 
-def identical_result(out: Path, opened: Checkpoint, options: dict[str, Any]) -> dict[str, Any] | None:
+def finished_report(out: Path, opened: Checkpoint, options: dict[str, Any]) -> dict[str, Any] | None:
     """The report of `out` if `out` is, file by file, what converting `opened` with `options` would write; else None."""
     try:
         report = read_json(out / REPORT_FILE)
@@ -110,7 +123,7 @@ def identical_result(out: Path, opened: Checkpoint, options: dict[str, Any]) -> 
         same = same and {file.name: file.stat().st_size for file in source_files(opened)} == {
             name: description["bytes"] for name, description in made_of.items()
         }
-    except (ConversionError, KeyError, TypeError, AttributeError):
+    except (CheckpointError, KeyError, TypeError, AttributeError):
         return None  # no report, or one of another version
     if not same:
         return None
@@ -128,11 +141,13 @@ def identical_result(out: Path, opened: Checkpoint, options: dict[str, Any]) -> 
     return report
 
 
-def describe_plan(out: Path, opened: Checkpoint, plan: dict[str, Planned], options: dict[str, Any]) -> dict[str, Any]:
-    """What a conversion would do, for --dry-run. Nothing is read but headers and small files."""
+def describe_plan(
+    out: Path, opened: Checkpoint, plan: dict[str, Planned], options: dict[str, Any], licence: str | None
+) -> dict[str, Any]:
+    """What a conversion would do, for --dry-run. `licence`: what the source's card states."""
     carried = [file.name for file in source_files(opened) if file.name in CARRIED_FILES]
     used = {file.name for file in source_files(opened)} | {CARD_FILE}
-    unknown = [] if source_card_data(opened.folder).get("license") else ["the licence of the source"]
+    unknown = [] if licence else ["the licence of the source"]
     if "tokenizer_config.json" not in carried and opened.files[0].suffix != ".gguf":
         unknown.append("its tokenizer")
     return {
@@ -147,8 +162,8 @@ def describe_plan(out: Path, opened: Checkpoint, plan: dict[str, Planned], optio
             "shards": len(opened.files),
         },
         "model": {
-            "parameters": sum(planned.tensor.numel() for planned in plan.values()),
-            "gates": sum(planned.tensor.numel() for name, planned in plan.items() if ".source_norm." in name),
+            "parameters": parameters(plan),
+            "gates": gates(plan),
             "bytes": total_bytes(plan),
             "shards": len(shard_layout(plan, options["max_shard_size"]).filename_to_tensors),
         },

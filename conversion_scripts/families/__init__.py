@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTraine
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ...configuration_nexus import NexusConfig
-from ...errors import ConversionError
+from ...errors import ConversionError, reason_of
 from . import gpt_neox, llama, mistral, olmo2, phi3, qwen2, qwen3
 from .rules import NOTHING, Computed, WeightRule, windowed_layers
 
@@ -129,8 +129,9 @@ class Family:
             source_config = AutoConfig.for_model(self.model_type, **fields, **self.computed.write(config))
             expressed = decoder_fields(NexusConfig(**self.nexus_config({}, source_config)))
         except (StrictDataclassError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split()).split("Error: ")[-1]
-            raise ConversionError(f"cannot become a model of model_type={self.model_type!r}: {reason}") from error
+            raise ConversionError(
+                f"cannot become a model of model_type={self.model_type!r}: {reason_of(error)}."
+            ) from error
         wanted = decoder_fields(config).items()
         other = [f"{name}={value!r} (there {expressed[name]!r})" for name, value in wanted if value != expressed[name]]
         if other:

@@ -14,18 +14,14 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, get_token
 
-from ... import modeling_nexus
 from ...configuration_nexus import AUTO_MAP, NexusConfig
 from ...errors import ConversionError
 from ...tokenization import CARRIED_FILES
-from ..checkpoint.output import REPORT_FILE
-from ..checkpoint.plan import check_shape, shapes_of_model
-from ..checkpoint.report import CARD_FILE
-from ..checkpoint.shards import sha256
-from ..checkpoint.source import INDEX_FILE, SINGLE_FILE, Checkpoint, check_links, read_json
-from ..convert import CODE_FILES, ROOT
+from ..checkpoint.files import CARD_FILE, CODE_FILES, INDEX_FILE, REPORT_FILE, ROOT, SINGLE_FILE, read_json, sha256
+from ..checkpoint.open import AUTO_CLASSES, open_nexus
+from ..checkpoint.plan import check_tensors
+from ..checkpoint.weights import Checkpoint
 from ..progress import bytes_bar
-from ..to_source import open_nexus
 from .card import card_for_repository
 
 # Besides the weights. Everything else stays here: what a training leaves behind is nobody's to publish by accident.
@@ -39,7 +35,6 @@ MODEL_FILES = (
 )
 LICENCE_FILES = ("LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*")
 WEIGHT_FILES = (SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors")
-AUTO_CLASSES = {reference.split(".")[-1]: auto_class for auto_class, reference in AUTO_MAP.items()}
 IMPORTS = {"torch", "transformers", "huggingface_hub"}  # the last one comes with Transformers
 
 
@@ -76,16 +71,17 @@ def prepare(folder: Path, repo_id: str) -> Upload:
     """Raises `ConversionError` unless `folder` is a complete Nexus model. Reads and hashes every file that is sent."""
     if not folder.is_dir():
         raise ConversionError(f"{folder}: no such folder.")
-    checkpoint, config = open_nexus(folder)
-    check_links(folder)
+    checkpoint = open_nexus(folder)
     if (folder / SINGLE_FILE).exists() and (folder / INDEX_FILE).exists():
         raise ConversionError(
             f"{folder}: has both {SINGLE_FILE} and {INDEX_FILE}. Which of them counts cannot be known; remove one."
         )
     architecture = check_architecture(checkpoint)
     check_code(folder)
-    check_tensors(checkpoint, config, architecture)
-    upload = Upload(folder, checkpoint, config, AUTO_CLASSES[architecture], card_for_repository(folder, repo_id))
+    check_tensors(checkpoint, architecture)
+    upload = Upload(
+        folder, checkpoint, checkpoint.config, AUTO_CLASSES[architecture], card_for_repository(folder, repo_id)
+    )
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     shards = {file.name for file in checkpoint.files}
     patterns = (INDEX_FILE, *MODEL_FILES, *LICENCE_FILES)
@@ -164,21 +160,6 @@ def check_code(folder: Path) -> None:
                         f"{folder / name}: imports {module!r} (line {node.lineno}), which users may not have; only "
                         "torch and transformers can be relied on."
                     )
-
-
-def check_tensors(checkpoint: Checkpoint, config: NexusConfig, architecture: str) -> None:
-    """Every tensor that the model has, and no other: Transformers would make up the one and drop the other."""
-    model_class = getattr(modeling_nexus, architecture)
-    expected = shapes_of_model(lambda: model_class(config), checkpoint)
-    tied = set(model_class._tied_weights_keys or ()) if config.tie_word_embeddings else set()
-    for name, tensor in expected.items():
-        if name in checkpoint.shapes:
-            check_shape(checkpoint, name, tensor.new_empty(checkpoint.shapes[name]), tensor)
-        elif name not in tied:
-            raise ConversionError(f"{checkpoint.label}: lacks tensor {name!r}; the model is incomplete.")
-    for name in checkpoint.shapes:
-        if name not in expected:
-            raise ConversionError(f"{checkpoint.label}: holds tensor {name!r}, which {architecture} does not have.")
 
 
 def check_report(upload: Upload, shards: set[str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConversionError
-from ..checkpoint.output import write_json
+from ..checkpoint.files import write_json
 
 
 def run_isolated(script: str, request: dict[str, Any], failure: str, **environment: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import re
 import resource
 import sys
 import time
+from itertools import zip_longest
 from pathlib import Path
 
 sys.modules["nexus_transformers"] = None  # importing our package fails from here on: the folder must stand alone
@@ -74,11 +75,12 @@ def logits_of(model, batches: list[list[int]]) -> tuple[list[torch.Tensor], list
 
 
 @torch.inference_mode()
-def greedy(model, prompt: list[int], new_tokens: int) -> tuple[list[int], float]:
+def greedy(model, prompt: list[int], new_tokens: int, use_cache: bool = True) -> tuple[list[int], float]:
     """The greedy continuation and the tokens per second that it took."""
     ids = torch.tensor([prompt])
     start = time.perf_counter()
-    continuation = model.generate(ids, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)[0, len(prompt) :]
+    options = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0, "use_cache": use_cache}
+    continuation = model.generate(ids, **options)[0, len(prompt) :]
     return continuation.tolist(), len(continuation) / (time.perf_counter() - start)
 
 
@@ -157,10 +159,6 @@ def middle_layer(config) -> int:
     return getattr(config, "num_layers", config.num_hidden_layers) // 2  # of Nexus, of others
 
 
-def gates_of(model) -> dict[str, torch.nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if ".source_norm." in name}
-
-
 def peak_memory() -> int:
     """Of this process, in bytes. Linux's ru_maxrss would count the process that started this one, too."""
     status = Path("/proc/self/status")
@@ -204,7 +202,7 @@ def main(request: dict) -> dict:
 
     order = {} if request["attention_order"] is None else {"attention_order": request["attention_order"]}
     model = load(request, request["target"], trust_remote_code=True, **order)
-    gates = gates_of(model)
+    gates = model.gates()
     result["parameters"] = model.num_parameters()
     result["gates"] = len(gates)
     result["gates_closed_in_memory"] = sum(gate.item() != 0 for gate in gates.values())
@@ -217,6 +215,11 @@ def main(request: dict) -> dict:
     result["first_differing_layer"] = first_difference_of_states(expected_states, states)
     continuation, speed = greedy(model, prompt, new_tokens)
     result["greedy_equal"] = continuation == expected_continuation
+    if not result["greedy_equal"]:
+        pairs = zip_longest(continuation, expected_continuation)
+        result["greedy_first_difference"] = next(n for n, (one, other) in enumerate(pairs) if one != other)
+        uncached, _ = greedy(model, prompt, new_tokens, use_cache=False)
+        result["greedy_equal_without_cache"] = uncached == expected_continuation
     result["greedy"] = tokenizer.decode(continuation) if tokenizer else continuation
     result["tokens_per_second"] = {"source": round(source_speed, 2), "nexus": round(speed, 2)}
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import psutil
 import torch
+import transformers
 
-from ...configuration_nexus import NexusConfig
-from ...errors import ConversionError
-from ..checkpoint.output import REPORT_FILE, write_json
-from ..checkpoint.plan import parts_of
-from ..checkpoint.source import Checkpoint, Source, open_checkpoint, open_source, read_json
+from ...errors import VerificationError
+from ...modeling_nexus import TESTED_TRANSFORMERS
+from ..checkpoint.files import REPORT_FILE, read_json, write_json
+from ..checkpoint.open import Nexus, Source, open_nexus, open_source
+from ..checkpoint.plan import is_nesting, parts_of
+from ..checkpoint.weights import Checkpoint
 from ..progress import bytes_bar, spinner
 from .isolated import run_isolated
 
@@ -32,8 +34,9 @@ def verify(
         layer_by_layer: hold one layer of one model in memory at a time; done anyway if they would not fit.
 
     Raises:
-        `ConversionError`: they are not the same function, or one of them cannot be read. The message says which tensor,
-            or which layer and token, differs first.
+        `VerificationError`: they are not the same function. The message says which tensor, or which layer and token,
+            differs first.
+        `CheckpointError`: one of them cannot be read.
     """
     out = Path(out)
     figures = verify_opened(open_source(source, revision), out, layer_by_layer)
@@ -44,96 +47,100 @@ def verify(
 
 
 def verify_opened(source: Source, out: Path, layer_by_layer: bool = False) -> dict[str, Any]:
-    config = read_json(out / "config.json", "is this a Nexus model?")
-    if config.get("model_type") != "nexus":
-        raise ConversionError(f"{out}: is not a Nexus model (model_type={config.get('model_type')!r}).")
-    figures = compare_tensors(source, open_checkpoint(str(out), out, None, config))
+    nexus = open_nexus(out)
+    figures = compare_tensors(source, nexus)
     with spinner("comparing source and result in a fresh process"):
-        figures |= compare_functions(source, out, config, layer_by_layer or not fits_in_memory(source))
+        figures |= compare_functions(source, nexus, layer_by_layer or not fits_in_memory(source))
     judge(figures, out)
     return figures
 
 
-def compare_tensors(source: Source, result: Checkpoint) -> dict[str, Any]:
+def compare_tensors(source: Source, result: Nexus) -> dict[str, Any]:
     """Every weight of the files, bit for bit, and an account of parameters and bytes."""
-    config = NexusConfig.from_dict(result.raw_config)
     seen = set()
     with bytes_bar("comparing", source.nbytes) as advance:
-        for name in source.shapes:
+        for name in source.tensors:
             targets = source.family.rule_of(name).targets
             if not targets:
                 continue
             tensor = source.read(name)
-            for target, expected in zip(targets, parts_of(source, name, tensor, config), strict=True):
-                if target not in result.shapes:
-                    raise ConversionError(f"{result.label}: lacks tensor {target!r}, which the source has as {name!r}.")
+            for target, expected in zip(targets, parts_of(source, name, tensor, result.config), strict=True):
+                if target not in result.tensors:
+                    raise VerificationError(
+                        f"{result.label}: lacks tensor {target!r}, which the source has as {name!r}."
+                    )
                 actual = result.read(target)
                 if expected.shape != actual.shape or not torch.equal(expected.to(actual.dtype), actual):
-                    raise ConversionError(
+                    raise VerificationError(
                         f"{result.label}: tensor {target!r} is the first that differs from its source {name!r}. If the "
                         "model was trained beyond its gates, this is so; otherwise convert again."
                     )
                 seen.add(target)
             advance(tensor.nbytes)
-    added = set(result.shapes) - seen
+    added = set(result.tensors) - seen
     for target in sorted(added):
-        if ".source_norm." not in target and ".self_attn.inner." not in target:
-            raise ConversionError(f"{result.label}: holds tensor {target!r}, which the source does not have.")
-    sizes = {name: torch.Size(shape).numel() for name, shape in result.shapes.items()}
+        if not is_nesting(target):
+            raise VerificationError(f"{result.label}: holds tensor {target!r}, which the source does not have.")
     return {
         "identical_tensors": len(seen),
-        "identical_parameters": sum(sizes[name] for name in seen),
-        "added_parameters": sum(sizes[name] for name in added),
-        "added_bytes": sum(sizes[name] * result.dtypes[name].itemsize for name in added),
+        "identical_parameters": sum(result.tensors[name].numel() for name in seen),
+        "added_parameters": sum(result.tensors[name].numel() for name in added),
+        "added_bytes": sum(result.tensors[name].nbytes for name in added),
         "file_bytes": sum(file.stat().st_size for file in result.files),
     }
 
 
-def fits_in_memory(source: Source) -> bool:
+def fits_in_memory(source: Checkpoint) -> bool:
     """Source and result are loaded one after the other; half as much again is left for activations and logits."""
     return 1.5 * source.nbytes < psutil.virtual_memory().available
 
 
-def compare_functions(source: Source, out: Path, config: dict[str, Any], layer_by_layer: bool) -> dict[str, Any]:
+def compare_functions(source: Source, nexus: Nexus, layer_by_layer: bool) -> dict[str, Any]:
     """Runs both models in a fresh process, see isolated_check.py."""
-    nested_without_gates = not config.get("source_gate") and config.get("attention_order") != 1
+    nested_without_gates = not nexus.config.source_gate and max(nexus.config.layer_orders) > 1
     # Where the source multiplies fused weights, products are rounded otherwise: float32 keeps the difference small.
-    dtype = "float32" if source.family.fused else config.get("dtype") or "float32"
+    dtype = "float32" if source.family.fused else nexus.raw_config.get("dtype") or "float32"
     request = {
         "source": str(source.folder.resolve()),
         "gguf_file": source.gguf_file,
-        "target": str(out.resolve()),
+        "target": str(nexus.folder.resolve()),
         "dtype": dtype,
         "attn_implementation": "sdpa",
         "attention_order": 1 if nested_without_gates else None,
-        "has_tokenizer": (out / "tokenizer_config.json").exists(),
+        "has_tokenizer": (nexus.folder / "tokenizer_config.json").exists(),
         "layer_by_layer": layer_by_layer and source.gguf_file is None,
     }
-    failure = f"{out}: could not be loaded and run in a fresh process"
+    failure = f"{nexus.label}: could not be loaded and run in a fresh process"
     figures = run_isolated("isolated_check.py", request, failure, HF_HUB_OFFLINE="1")
     tolerance = FUSED_TOLERANCE * figures["max_abs_logit"] if source.family.fused else 0.0
-    order = 1 if nested_without_gates else config.get("attention_order")
+    order = 1 if nested_without_gates else nexus.config.attention_order
     return figures | {"tolerance": tolerance, "compared_at_order": order}
 
 
 def judge(figures: dict[str, Any], out: Path) -> None:
-    """Raises `ConversionError` unless the figures are those of one function, and the controls those of another."""
+    """Raises `VerificationError` unless the figures are those of one function, and the controls those of another."""
     if "tokens_differ" in figures:
-        raise ConversionError(
+        raise VerificationError(
             f"{out}: the tokenizer makes other tokens of {figures['tokens_differ']!r} than its source."
         )
     if "chat_differs" in figures:
-        raise ConversionError(f"{out}: the chat template renders another prompt than the source's.")
+        raise VerificationError(f"{out}: the chat template renders another prompt than the source's.")
     if not figures["max_abs_logit_difference"] <= figures["tolerance"]:
         where, layer = figures["first_difference"], figures["first_differing_layer"]
-        raise ConversionError(
+        raise VerificationError(
             f"{out}: is not the same function as its source: logits differ by up to "
             f"{figures['max_abs_logit_difference']:.3g} (KL {figures['mean_kl']:.3g}), first at token "
             f"{where['position']} of passage {where['passage']}, though all weights are equal; "
             f"{'no hidden state differs' if layer is None else f'the first layer to differ is number {layer}'}."
         )
     if not figures["greedy_equal"]:
-        raise ConversionError(f"{out}: logits are equal but the greedy continuation is not: the KV cache is at fault.")
+        oldest, newest = TESTED_TRANSFORMERS
+        same = "the same" if figures["greedy_equal_without_cache"] else "another one too"
+        raise VerificationError(
+            f"{out}: logits are equal but the greedy continuation differs, first at new token "
+            f"{figures['greedy_first_difference']}; without the KV cache it is {same}. transformers "
+            f"{transformers.__version__} is installed; this model was tested with {oldest} to {newest}."
+        )
     for control, difference in figures["negative_controls"].items():
         if not difference > CONTROL_FACTOR * figures["tolerance"]:
-            raise ConversionError(f"{out}: the check is blind: with {control} it still found no difference.")
+            raise VerificationError(f"{out}: the check is blind: with {control} it still found no difference.")

@@ -183,6 +183,14 @@ def test_gguf_file_becomes_a_model_with_tokenizer_and_chat_template(as_folder, t
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "<|im_start|>user\nHello<|im_end|>\n"
 
 
+def test_gguf_file_without_a_tokenizer_becomes_a_model_without_one(tmp_path, nexus):
+    file = gguf_file.write(tmp_path / "source" / "tiny.gguf", tokenizer=None)
+    status, output, errors = nexus("convert", file, tmp_path / "out")
+    assert (status, errors) == (0, "")
+    assert "Note: There is no tokenizer beside the model." in output
+    assert "max |Δlogit| 0.0" in output
+
+
 def test_report_pins_source_versions_and_command(llama_folder, tmp_path, nexus):
     assert nexus("convert", llama_folder, tmp_path / "out", "--no-verify")[0] == 0
     report = json.loads((tmp_path / "out" / "conversion_report.json").read_text())

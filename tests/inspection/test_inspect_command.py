@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nexus_transformers.errors import ConversionError
+from nexus_transformers.errors import NexusError
 from nexus_transformers.inspection import inspect
 from nexus_transformers.inspection import run as inspection_run
 
@@ -58,20 +58,20 @@ def test_an_earlier_page_is_replaced_and_nothing_else(nexus_folder, tmp_path):
     inspect(nexus_folder, PROMPT + " More.", out)
     assert (out / "index.html").read_bytes() != before
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(ConversionError, match=r"holds notes\.txt, which this command did not write"):
+    with pytest.raises(NexusError, match=r"holds notes\.txt, which this command did not write"):
         inspect(nexus_folder, PROMPT, out)
     other = tmp_path / "other"
     other.mkdir()
     (other / "index.html").write_text("<title>mine</title>")
-    with pytest.raises(ConversionError, match="did not write"):
+    with pytest.raises(NexusError, match="did not write"):
         inspect(nexus_folder, PROMPT, other)
     assert (other / "index.html").read_text() == "<title>mine</title>"
     file = tmp_path / "file"
     file.write_text("mine")
-    with pytest.raises(ConversionError, match="is a file"):
+    with pytest.raises(NexusError, match="is a file"):
         inspect(nexus_folder, PROMPT, file)
     (tmp_path / "link").symlink_to(out)
-    with pytest.raises(ConversionError, match="symbolic link"):
+    with pytest.raises(NexusError, match="symbolic link"):
         inspect(nexus_folder, PROMPT, tmp_path / "link")
 
 
@@ -81,7 +81,7 @@ def test_a_failure_leaves_nothing(nexus_folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(inspection_run, "page", lambda *_: "page")
     monkeypatch.setattr(Path, "write_bytes", broken)
-    with pytest.raises(ConversionError, match="No space left on device"):
+    with pytest.raises(NexusError, match="No space left on device"):
         inspect(nexus_folder, PROMPT, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

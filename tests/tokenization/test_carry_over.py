@@ -1,9 +1,14 @@
 """A source's tokenizer is carried over byte for byte."""
 
+import os
+import subprocess
+import sys
+
 from transformers import AutoTokenizer
 
 import checkpoints
-from nexus_transformers.tokenization import CARRIED_FILES, carry_over_tokenizer
+from nexus_transformers.conversion_scripts.convert import convert
+from nexus_transformers.tokenization import CARRIED_FILES, carry_over_tokenizer, save_tokenizer, train_tokenizer
 
 
 def test_every_known_file_is_copied_as_it_is_and_nothing_else(tmp_path):
@@ -36,3 +41,33 @@ def test_carried_tokenizer_loads_and_agrees(llama_folder, tmp_path):
     chat = [{"role": "user", "content": "Hello"}]
     assert carried.apply_chat_template(chat, tokenize=False) == source.apply_chat_template(chat, tokenize=False)
     assert carried.chat_template == checkpoints.CHAT_TEMPLATE
+
+
+LOAD = """
+import sys
+sys.modules["nexus_transformers"] = None
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+converted, trained = sys.argv[1:]
+for tokenizer in (
+    AutoTokenizer.from_pretrained(converted, trust_remote_code=True),
+    PreTrainedTokenizerFast.from_pretrained(converted),
+    AutoTokenizer.from_pretrained(trained),
+):
+    assert tokenizer.decode(tokenizer("a text")["input_ids"]) == "a text"
+"""
+
+
+def test_tokenizers_load_without_our_package_a_question_or_a_warning(llama_folder, tmp_path):
+    """
+    AutoTokenizer reads config.json first and asks whether its code may run, unless told: whatever the tokenizer is.
+    Without that code, the tokenizer loads by its own class.
+    """
+    convert(llama_folder, tmp_path / "converted", verify=False)
+    (tmp_path / "text").write_text("a text " * 10)
+    save_tokenizer(train_tokenizer([tmp_path / "text"], 262), tmp_path / "trained")
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    process = subprocess.run(
+        [sys.executable, "-c", LOAD, tmp_path / "converted", tmp_path / "trained"],
+        **{"cwd": tmp_path, "env": environment, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True},
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")

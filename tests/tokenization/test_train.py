@@ -203,13 +203,13 @@ def test_no_learned_token_spells_a_special_token(tmp_path):
 
 def test_same_files_same_bytes(corpus, tmp_path):
     script = (
-        "import runpy, sys; train_tokenizer = runpy.run_path(sys.argv[1])['train_tokenizer']; "
-        "train_tokenizer(sys.argv[3:], 600).save_pretrained(sys.argv[2])"
+        "import sys; from nexus_transformers.tokenization import train_tokenizer; "
+        "train_tokenizer(sys.argv[2:], 600).save_pretrained(sys.argv[1])"
     )
     processes = []
     for name, hash_seed, threads, files in (("a", "1", "1", corpus), ("b", "2", "4", corpus[::-1])):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "RAYON_NUM_THREADS": threads}
-        command = [sys.executable, "-c", script, train.__file__, str(tmp_path / name), *map(str, files)]
+        command = [sys.executable, "-c", script, str(tmp_path / name), *map(str, files)]
         processes.append(subprocess.Popen(command, env=environment))
     assert [process.wait() for process in processes] == [0, 0]
     saved = [{file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in "ab"]
@@ -303,8 +303,8 @@ REFUSED = {
     "not Jinja": (["good.txt"], {"--chat-template": "broken.jinja"}, "chat template: does not render"),
     "not a template": (["good.txt"], {"--chat-template": "good.txt"}, "leaves out what the user says"),
     "output is a file": (["good.txt"], {"--out": "good.txt"}, "good.txt: is a file; choose a folder to write to."),
-    "output within a file": (["good.txt"], {"--out": "good.txt/a"}, "could not be written (Not a directory)"),
-    "output occupied": (["good.txt"], {"--out": "occupied"}, "occupied: is not empty; choose another folder, or pass "),
+    "output within a file": (["good.txt"], {"--out": "good.txt/a"}, "lies within the source good.txt"),
+    "output occupied": (["good.txt"], {"--out": "occupied"}, "occupied: holds thesis.txt, which this command did"),
 }
 
 
@@ -414,13 +414,14 @@ def test_overwrite_replaces_a_tokenizer_and_nothing_else(nexus, corpus, tmp_path
 
     (out / "config.json").write_text("{}")
     before = snapshot(tmp_path)
-    assert "holds config.json, which is no part of a tokenizer" in nexus(*command, 320, "--overwrite")[2]
+    assert "holds config.json, which this command did not write" in nexus(*command, 320, "--overwrite")[2]
     assert snapshot(tmp_path) == before
     (out / "config.json").unlink()
     (out / "vocab.txt").write_text("text to train on, in a place where it would be lost")
     before = snapshot(tmp_path)
     command[2] = out / "vocab.txt"
-    assert "lies in the folder that would be replaced" in nexus(*command, 320, "--overwrite")[2]
+    assert "within the source" in nexus(*command, 320, "--overwrite")[2]
     assert snapshot(tmp_path) == before
     (out / "tokenizer.json").unlink()
-    assert "holds no tokenizer.json" in nexus(*command, 320, "--overwrite")[2]
+    command[2] = corpus[0]
+    assert "is not a tokenizer" in nexus(*command, 320, "--overwrite")[2]

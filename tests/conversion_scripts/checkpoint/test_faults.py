@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import is_sentencepiece_available
 
 import checkpoints
+import gguf_file
 
 
 def edit_config(**changes):
@@ -41,6 +44,12 @@ def edit_index(edit_weight_map):
         (source / "model.safetensors.index.json").write_text(json.dumps(index))
 
     return edit
+
+
+def tokenizer_of_sentencepiece(source: Path) -> None:
+    (source / "tokenizer.json").unlink()
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    (source / "tokenizer.model").write_bytes(b"a model of SentencePiece")
 
 
 def truncate(source: Path) -> None:
@@ -200,6 +209,12 @@ FAULTS = {
         ["'evil'", "Known: "],
     ),
     "tokenizer of foreign code": (tokenizer_with_code, ["tokenizer", "code of its own"]),
+    "tokenizer of SentencePiece, not installed": (
+        tokenizer_of_sentencepiece,
+        ["reading its tokenizer needs packages that are not installed: pip install sentencepiece protobuf tiktoken."]
+        if not is_sentencepiece_available()
+        else ["cannot load the tokenizer"],
+    ),
     "no weights": (lambda source: (source / "model.safetensors").unlink(), ["has no weights"]),
 }
 
@@ -214,6 +229,7 @@ def assert_one_sentence(status, output, errors, parts):
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
     assert "Traceback" not in errors
+    assert not re.search(r"[.:;,]\)\.|\.\.(?![./])|: \.", errors), "the reason of a library ends the sentence twice"
     for part in parts:
         assert part in errors
 
@@ -270,6 +286,20 @@ def test_broken_and_ambiguous_gguf_files(tmp_path, nexus):
     assert_one_sentence(*nexus("convert", tmp_path, tmp_path.parent / "out"), ["a.gguf, b.gguf", "path of one of them"])
 
 
+def test_gguf_file_without_the_package_that_reads_it(tmp_path, nexus, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)  # importing it fails
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    parts = ["a.gguf: reading GGUF needs the package gguf: pip install 'nexus-transformers[gguf]'."]
+    assert_one_sentence(*nexus("convert", tmp_path / "a.gguf", tmp_path / "out"), parts)
+
+
+def test_gguf_file_with_a_tokenizer_of_an_unknown_kind(tmp_path, nexus):
+    file = gguf_file.write(tmp_path / "source" / "a.gguf", tokenizer="word2vec")
+    parts = ["a.gguf: Transformers cannot read its tokenizer (", "Convert the original checkpoint"]
+    assert_one_sentence(*nexus("convert", file, tmp_path / "out"), parts)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_output_that_may_not_be_written(llama_folder, tmp_path, nexus):
     source = Path(shutil.copytree(llama_folder, tmp_path / "source"))
     before = snapshot(source)
@@ -305,9 +335,9 @@ def test_no_space_while_writing(llama_folder, tmp_path):
 
 def test_no_space_seen_before_writing(llama_folder, tmp_path):
     from nexus_transformers.conversion_scripts.checkpoint.output import check_free_space
-    from nexus_transformers.errors import ConversionError
+    from nexus_transformers.errors import CheckpointError
 
-    with pytest.raises(ConversionError, match=r"GB free, but the model needs 1000000000\.00 GB"):
+    with pytest.raises(CheckpointError, match=r"GB free, but the model needs 1000000000\.00 GB"):
         check_free_space(tmp_path / "a" / "b", 10**18)
     check_free_space(tmp_path / "a" / "b", 1)
 

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 import checkpoints
 from nexus_transformers.conversion_scripts.convert import convert
-from nexus_transformers.errors import ConversionError
+from nexus_transformers.errors import CheckpointError
 
 OPTIONS = {"verify": False, "max_shard_size": "30KB"}
 
@@ -184,7 +184,7 @@ def test_the_model_that_was_there_is_put_back_if_the_last_rename_was_not_reached
     (tmp_path / "out").rename(work / "replaced")  # as a kill between the two renames leaves it
     broken = checkpoints.llama(tmp_path / "broken")
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:-1])
-    with pytest.raises(ConversionError):
+    with pytest.raises(CheckpointError):
         convert(broken, tmp_path / "out", overwrite=True, **OPTIONS)
     assert contents(tmp_path / "out") == before
     assert not (work / "replaced").exists()
@@ -228,7 +228,7 @@ def test_a_model_that_is_another_one_is_not_complete(what, source, tmp_path, nex
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     status, _, errors = nexus(*arguments)
     assert status == 1
-    assert "already holds a model" in errors
+    assert "already holds a Nexus model" in errors
     assert "--overwrite" in errors
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 

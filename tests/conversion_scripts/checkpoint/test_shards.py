@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from nexus_transformers.conversion_scripts.checkpoint import shards
 from nexus_transformers.conversion_scripts.checkpoint.shards import Planned, write_shard
-from nexus_transformers.errors import ConversionError
+from nexus_transformers.errors import CheckpointError
 
 
 def planned(tensors, dtypes=None):
@@ -62,5 +62,5 @@ def test_dtypes_change_piece_by_piece(tmp_path, monkeypatch):
 def test_values_that_no_model_has(value, dtype, message, place, tmp_path):
     tensor = torch.zeros(9)
     tensor[place] = value
-    with pytest.raises(ConversionError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         write_shard(tmp_path / "x", planned({"x": tensor}, {"x": dtype}), lambda amount: None)

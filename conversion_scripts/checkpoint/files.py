@@ -1,0 +1,66 @@
+"""The files of a model folder: their names, how they are read, and that none of them leads elsewhere."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...configuration_nexus import AUTO_MAP
+from ...errors import CheckpointError, reason_of
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+REPORT_FILE = "conversion_report.json"
+CARD_FILE = "README.md"
+ROOT = Path(__file__).parents[2]
+CODE_FILES = sorted({reference.split(".")[0] + ".py" for reference in AUTO_MAP.values()})  # of ROOT; they travel along
+
+
+def read_json(file: Path, hint: str = "download the checkpoint again") -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file.parent}: has no {file.name}; {hint}.") from error
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({reason_of(error)}).") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: is not valid JSON ({reason_of(error)}).") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: is not a JSON object.")
+    return content
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def sha256(file: Path, advance: Callable[[int], None] = lambda amount: None) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+            advance(len(block))
+    return digest.hexdigest()
+
+
+def is_complete(file: Path, description: dict[str, Any] | None) -> bool:
+    """Whether the file is the one described, by its size and its hash."""
+    if description is None or not file.is_file() or file.stat().st_size != description["bytes"]:
+        return False
+    return sha256(file) == description["sha256"]
+
+
+def check_links(folder: Path) -> None:
+    """
+    Raises `CheckpointError` if a link leads out of the folder: what it leads to would be copied, and perhaps published.
+    The links of the Hub's cache lead to its blobs.
+    """
+    allowed = [folder.resolve()]
+    if folder.resolve().parent.name == "snapshots":
+        allowed.append(folder.resolve().parent.parent / "blobs")
+    for file in folder.rglob("*"):
+        if file.is_symlink() and not any(file.resolve().is_relative_to(place) for place in allowed):
+            raise CheckpointError(
+                f"{file}: is a symbolic link out of the folder, to {file.resolve()}; copy the file itself there."
+            )

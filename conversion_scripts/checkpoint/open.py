@@ -1,0 +1,163 @@
+"""
+Opens a model, wherever it is: a local folder, a Hub id, or a GGUF file (or a folder with one). A `Source` is of an
+architecture that becomes a Nexus model; a `Nexus` is one. Only headers and configs are read.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    StrictDataclassError,
+)
+from transformers import AutoConfig, GenerationConfig
+
+from ...configuration_nexus import AUTO_MAP, NexusConfig
+from ...errors import CheckpointError, reason_of
+from ..families import Family, family_of
+from .files import check_links, read_json
+from .gguf import read_gguf
+from .weights import Checkpoint, open_checkpoint
+
+AUTO_CLASSES = {reference.split(".")[-1]: auto_class for auto_class, reference in AUTO_MAP.items()}
+DOWNLOADED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*", "README.md"]
+
+
+@dataclass
+class Source(Checkpoint):
+    """
+    A checkpoint that can become a Nexus model.
+
+    Attributes, besides those of `Checkpoint`:
+        family: how this architecture translates to Nexus.
+        config: Transformers' reading of config.json.
+        gguf_file: name of the GGUF file in `folder`, if it is one; its generation settings are `generation_config`.
+        has_tokenizer: whether that file holds a tokenizer.
+    """
+
+    family: Family
+    config: Any
+    gguf_file: str | None = None
+    generation_config: GenerationConfig | None = None
+    has_tokenizer: bool = True
+
+
+@dataclass
+class Nexus(Checkpoint):
+    """A checkpoint of a Nexus model, and its config."""
+
+    config: NexusConfig
+
+
+def open_source(model: str | Path, revision: str | None = None) -> Source:
+    """Raises `CheckpointError` for anything that cannot be read as a checkpoint of a causal language model."""
+    label = str(model)
+    place, revision = locate(label, revision)
+    if place.is_file():
+        return open_gguf(label, place)
+    gguf_files = sorted(place.glob("*.gguf"))
+    if gguf_files and not any(place.glob("*.safetensors")):
+        if len(gguf_files) > 1:
+            names = ", ".join(file.name for file in gguf_files)
+            raise CheckpointError(f"{place}: has several GGUF files ({names}); give the path of one of them as SOURCE.")
+        return open_gguf(label, gguf_files[0])
+    return open_safetensors(label, place, revision)
+
+
+def open_nexus(folder: Path, label: str | None = None, revision: str | None = None) -> Nexus:
+    """
+    `label` and `revision`: if the folder came from the Hub, what the user called it and its commit.
+
+    Raises:
+        `CheckpointError`: it is no Nexus model. Whether it has the right tensors is what `check_tensors` says.
+    """
+    label = label or str(folder)
+    raw = read_json(folder / "config.json", "is this a Nexus model?")
+    if raw.get("model_type") != "nexus":
+        raise CheckpointError(
+            f"{label}: is not a Nexus model (model_type={raw.get('model_type')!r}). Convert it first: nexus convert "
+            f"{label} OUT."
+        )
+    check_links(folder)
+    try:
+        config = NexusConfig.from_dict(raw)
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {reason_of(error)}.") from error
+    return Nexus(**vars(open_checkpoint(label, folder, revision, raw)), config=config)
+
+
+def locate(model: str, revision: str | None = None) -> tuple[Path, str | None]:
+    """A folder or .gguf file on this machine, downloaded if `model` is a Hub id, and the Hub commit that it is of."""
+    path = Path(model).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path, None
+    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise CheckpointError(f"{model}: no such folder. Give the folder of a model, or a Hub id such as user/name.")
+    return download(model, revision)
+
+
+def download(repo_id: str, revision: str | None) -> tuple[Path, str]:
+    try:
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=DOWNLOADED_FILES))
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{repo_id}: is gated on the Hub; accept its terms on its page and log in with `hf auth login`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{repo_id}: has no revision {revision!r} on the Hub.") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise CheckpointError(
+            f"{repo_id}: no such folder here, and no such model on the Hub that this account may see. Check the "
+            "spelling, or log in with `hf auth login` if it is private."
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{repo_id}: could not be downloaded from the Hub ({reason_of(error)}).") from error
+    return folder, folder.name
+
+
+def open_safetensors(label: str, folder: Path, revision: str | None) -> Source:
+    raw_config = read_json(folder / "config.json", "is this a checkpoint folder?")
+    if "quantization_config" in raw_config:
+        method = raw_config["quantization_config"]
+        method = method.get("quant_method") if isinstance(method, dict) else method
+        raise CheckpointError(
+            f"{folder}: is quantized ({method}). Load it with Transformers, call model.dequantize(), save it, and "
+            "convert that."
+        )
+    check_links(folder)
+    family = family_of(raw_config.get("model_type"))
+    checkpoint = open_checkpoint(label, folder, revision, raw_config)
+    try:
+        config = AutoConfig.for_model(**raw_config)
+    except Exception as error:
+        raise CheckpointError(f"{folder / 'config.json'}: Transformers rejects it ({reason_of(error)}).") from error
+    return Source(**vars(checkpoint), family=family, config=config)
+
+
+def open_gguf(label: str, file: Path) -> Source:
+    model, has_tokenizer = read_gguf(file)
+    tensors = dict(model.state_dict())
+    if model.config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    raw_config = model.config.to_diff_dict()
+    for added_by_the_reader in ("quantization_config", "_model_name_or_path"):
+        raw_config.pop(added_by_the_reader, None)
+    return Source(
+        label,
+        file.parent,
+        None,
+        raw_config,
+        [file],
+        {name: tensor.to("meta") for name, tensor in tensors.items()},
+        tensors,
+        family=family_of(model.config.model_type),
+        config=model.config,
+        gguf_file=file.name,
+        generation_config=model.generation_config,
+        has_tokenizer=has_tokenizer,
+    )

@@ -1,0 +1,153 @@
+"""A checkpoint: the name, dtype and shape of every tensor, known from the headers, and each read when it is needed."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ...errors import CheckpointError, reason_of
+from .files import INDEX_FILE, SINGLE_FILE, read_json
+
+NOT_TOGETHER = "Weights and config do not belong together."
+SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass
+class Checkpoint:
+    """
+    Weights with their config.
+
+    Attributes:
+        label: what the user calls it: a path or a Hub id.
+        folder: where its files are on this machine.
+        revision: the Hub commit they are of, None for local files.
+        raw_config: config.json as it stands.
+        files: the weight files.
+        tensors: every tensor, on the meta device: its shape and dtype.
+    """
+
+    label: str
+    folder: Path
+    revision: str | None
+    raw_config: dict[str, Any]
+    files: list[Path]
+    tensors: dict[str, torch.Tensor]
+    _where: dict[str, Path | torch.Tensor]  # the file; of what had to be read whole (GGUF), the tensor itself
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, in the dtype that the checkpoint has it in, mapped from its file and not yet in memory."""
+        where = self._where[name]
+        if isinstance(where, torch.Tensor):
+            return where
+        with opened_shard(where) as shard:
+            return shard.get_tensor(name)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that most of the weights are in."""
+        sizes: dict[torch.dtype, int] = {}
+        for tensor in self.tensors.values():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
+        return max(sizes, key=sizes.get)
+
+
+def open_checkpoint(label: str, folder: Path, revision: str | None, raw_config: dict[str, Any]) -> Checkpoint:
+    """The weights of a folder: index, headers, every tensor's dtype and shape. No weight is read yet."""
+    files_of = shards_of_tensors(folder)
+    tensors = {}
+    files = list(dict.fromkeys(files_of.values()))
+    for file in files:
+        with opened_shard(file) as shard:
+            present = set(shard.keys())
+            listed = {name for name, of in files_of.items() if of == file}
+            for name in sorted(listed | present):
+                if name not in present:
+                    raise CheckpointError(f"{file}: lacks tensor {name!r}, which {INDEX_FILE} says it holds.")
+                if name not in listed:
+                    elsewhere = files_of[name].name if name in files_of else "no file"
+                    raise CheckpointError(
+                        f"{file}: holds tensor {name!r}, which {INDEX_FILE} says is in {elsewhere}. Which of them "
+                        "counts cannot be known; download the checkpoint again."
+                    )
+                header = shard.get_slice(name)
+                if header.get_dtype() not in SAFETENSORS_DTYPES:
+                    raise CheckpointError(
+                        f"{file}: tensor {name!r} is stored as {header.get_dtype()}; only "
+                        f"{', '.join(SAFETENSORS_DTYPES)} can be converted. Dequantize the checkpoint first."
+                    )
+                dtype = getattr(torch, SAFETENSORS_DTYPES[header.get_dtype()])
+                tensors[name] = torch.empty(header.get_shape(), dtype=dtype, device="meta")
+    checkpoint = Checkpoint(label, folder, revision, raw_config, files, tensors, files_of)
+    check_depth(checkpoint)
+    return checkpoint
+
+
+def check_depth(checkpoint: Checkpoint) -> None:
+    """Before anything is made for every layer of which a config speaks: it may speak of a billion."""
+    said = checkpoint.raw_config.get("num_hidden_layers", checkpoint.raw_config.get("num_layers"))
+    numbers = {match[1] for name in checkpoint.tensors if (match := re.search(r"\.layers\.(\d+)\.", name))}
+    if isinstance(said, int) and len(numbers) < said:
+        raise CheckpointError(
+            f"{checkpoint.label}: lacks layers: config.json says {said}, the weights have {len(numbers)}. "
+            f"{NOT_TOGETHER}"
+        )
+
+
+def shards_of_tensors(folder: Path) -> dict[str, Path]:
+    """Tensor name -> the file it is in, from the index or from the single file."""
+    if (folder / INDEX_FILE).exists():
+        weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+        if (
+            not isinstance(weight_map, dict)
+            or not weight_map
+            or not all(isinstance(file, str) for file in weight_map.values())
+        ):
+            raise CheckpointError(f"{folder / INDEX_FILE}: has no weight_map; download the checkpoint again.")
+        for file in sorted(set(weight_map.values())):
+            if Path(file).name != file:
+                raise CheckpointError(f"{folder / INDEX_FILE}: {file!r} points out of the folder; this is not safe.")
+            if not (folder / file).exists():
+                raise CheckpointError(f"{folder}: lacks the shard {file}; download the checkpoint again.")
+        return {name: folder / file for name, file in weight_map.items()}
+    if (folder / SINGLE_FILE).exists():
+        with opened_shard(folder / SINGLE_FILE) as shard:
+            return dict.fromkeys(shard.keys(), folder / SINGLE_FILE)
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{folder}: holds an adapter only. Merge it into its base model (PEFT's merge_and_unload) and convert that."
+        )
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        raise CheckpointError(
+            f"{folder}: has pickled weights only, which may run code when read. Load it with Transformers, save it "
+            "with save_pretrained, which writes safetensors, and convert that."
+        )
+    raise CheckpointError(f"{folder}: has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}.")
+
+
+@contextmanager
+def opened_shard(file: Path) -> Iterator[Any]:
+    """`safe_open`, its failures as one sentence. The whole header is checked against the file's length on opening."""
+    try:
+        file.open("rb").close()  # safetensors says of every file that it may not open that there is none
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({reason_of(error)}).") from error
+    try:
+        with safe_open(file, framework="pt") as shard:
+            yield shard
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{file}: is not a whole safetensors file ({reason_of(error)}). It may be truncated; download it again."
+        ) from error

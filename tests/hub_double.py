@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"  # of the folders that the double starts with
 
@@ -67,12 +68,22 @@ class Hub:
 
 
 @contextmanager
-def hub(repositories: dict[str, Path]) -> Iterator[str]:
-    """Serves `{repo_id: folder}`, each at the branch main and the one commit COMMIT, and yields the endpoint."""
+def online(monkeypatch, home: Path, token: str) -> Iterator[Hub]:
+    """The Hub of this process and of those that it starts, with a login and with an empty cache in `home`."""
     with serve() as double:
-        for repo, folder in repositories.items():
-            double.add(repo, folder)
-        yield double.endpoint
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        environment = {"HF_ENDPOINT": double.endpoint, "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1"}
+        for name, value in (environment | {"HF_HOME": str(home)}).items():
+            monkeypatch.setenv(name, value)
+        # What huggingface_hub has read from the environment in this process.
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, double.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", double.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        yield double
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from yaml import YAMLError
 
-from ...errors import ConversionError
+from ...errors import HubError
 
 TEMPLATE = Path(__file__).parents[2] / "model_card.md"
 EVIDENCE = Path(__file__).parent / "evidence.md"  # made from the experiments' results by `python -m experiments.page`
@@ -103,28 +103,28 @@ def card_for_repository(folder: Path, repo_id: str) -> bytes:
     The card in `folder` as it is uploaded: its example of use names the repository. The folder's own stays as it is.
 
     Raises:
-        `ConversionError`: no card, metadata that are not valid, or something in it that was left to be filled in.
+        `HubError`: no card, metadata that are not valid, or something in it that was left to be filled in.
     """
     file = folder / "README.md"
     try:
         text = file.read_bytes().decode("utf-8")
     except FileNotFoundError:
-        raise ConversionError(
+        raise HubError(
             f"{folder}: has no model card, README.md. Write one that says what the model was made from and trained on, "
             "under which licence."
         ) from None
     except UnicodeDecodeError as error:
-        raise ConversionError(f"{file}: is not UTF-8 text ({error}).") from error
+        raise HubError(f"{file}: is not UTF-8 text ({error}).") from error
     try:
         metadata = ModelCard(text).data.to_dict()
         if not metadata:
             raise ValueError("there are none between two lines of ---")
     except (ValueError, TypeError, YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ConversionError(f"{file}: its metadata are not valid ({reason}).") from error
+        raise HubError(f"{file}: its metadata are not valid ({reason}).") from error
     in_code = False
     for number, line in enumerate(text.splitlines(), 1):
         in_code ^= line.lstrip().startswith("```")
         if not in_code and (unfilled := UNFILLED.search(line)):
-            raise ConversionError(f"{file}: line {number} was left to be filled in ({unfilled[0]}); do so first.")
+            raise HubError(f"{file}: line {number} was left to be filled in ({unfilled[0]}); do so first.")
     return text.replace(PLACEHOLDER, repo_id).encode()

@@ -1,41 +1,37 @@
-"""
-What of a folder is pushed to the Hub: a complete Nexus model, checked before anything is sent, and nothing else.
-"""
+"""What of a folder is pushed to the Hub: a complete Nexus model, checked before anything is sent, and nothing else."""
 
-import ast
-import hashlib
 import re
 import sys
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, get_token
+from huggingface_hub import get_token
+from huggingface_hub.utils import filter_repo_objects
+from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
-from ...configuration_nexus import AUTO_MAP, NexusConfig
-from ...errors import ConversionError
+from ...configuration_nexus import AUTO_MAP
+from ...errors import HubError
 from ...tokenization import CARRIED_FILES
 from ..checkpoint.files import CARD_FILE, CODE_FILES, INDEX_FILE, REPORT_FILE, ROOT, SINGLE_FILE, read_json, sha256
-from ..checkpoint.open import AUTO_CLASSES, open_nexus
+from ..checkpoint.open import AUTO_CLASSES, Nexus, open_nexus
 from ..checkpoint.plan import check_tensors
-from ..checkpoint.weights import Checkpoint
 from ..progress import bytes_bar
 from .card import card_for_repository
 
-# Besides the weights. Everything else stays here: what a training leaves behind is nobody's to publish by accident.
-MODEL_FILES = (
+# Nothing else is sent: optimizer states, checkpoints and logs should not be published by accident.
+MODEL_FILES = [
     "config.json",
     CARD_FILE,
     REPORT_FILE,
     *CODE_FILES,
     *CARRIED_FILES,
     "additional_chat_templates/*.jinja",
-)
-LICENCE_FILES = ("LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*")
-WEIGHT_FILES = (SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors")
-IMPORTS = {"torch", "transformers", "huggingface_hub"}  # the last one comes with Transformers
+]
+LICENCE_FILES = ["LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*"]
+WEIGHT_FILES = [SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors"]
+IMPORTS = {"torch", "transformers", "huggingface_hub"}  # Transformers depends on huggingface_hub
 
 
 @dataclass
@@ -44,149 +40,132 @@ class Upload:
     What a push sends.
 
     Attributes:
-        checkpoint, config: the model. auto_class: the one that loads it, by its architecture.
-        files: name in the repository -> bytes and sha256. card: content of the one file that is not sent as it lies.
-        left_out: what stays here. notes: what the user should know.
+        folder: holds exactly the files that are sent; all but the card are links to those of the model.
+        nexus: the model, opened.
+        auto_class: the Auto class that loads it.
+        files: name in the repository -> bytes and sha256.
+        left_out: what of the model's folder is not sent. A subfolder of which nothing is sent is one entry.
+        notes: what the user should know.
     """
 
     folder: Path
-    checkpoint: Checkpoint
-    config: NexusConfig
+    nexus: Nexus
     auto_class: str
-    card: bytes
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)
+    files: dict[str, dict[str, Any]]
+    left_out: list[str]
     notes: list[str] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
         return sum(description["bytes"] for description in self.files.values())
 
-    def operation(self, name: str) -> CommitOperationAdd:
-        content = self.card if name == CARD_FILE else self.folder / name
-        return CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
 
+def prepare(model: Path, repo_id: str, stage: Path) -> Upload:
+    """
+    Checks the folder `model`, collects in the empty folder `stage` what is sent to `repo_id`, and hashes it.
 
-def prepare(folder: Path, repo_id: str) -> Upload:
-    """Raises `ConversionError` unless `folder` is a complete Nexus model. Reads and hashes every file that is sent."""
-    if not folder.is_dir():
-        raise ConversionError(f"{folder}: no such folder.")
-    checkpoint = open_nexus(folder)
-    if (folder / SINGLE_FILE).exists() and (folder / INDEX_FILE).exists():
-        raise ConversionError(
-            f"{folder}: has both {SINGLE_FILE} and {INDEX_FILE}. Which of them counts cannot be known; remove one."
-        )
-    architecture = check_architecture(checkpoint)
-    check_code(folder)
-    check_tensors(checkpoint, architecture)
-    upload = Upload(
-        folder, checkpoint, checkpoint.config, AUTO_CLASSES[architecture], card_for_repository(folder, repo_id)
-    )
-    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-    shards = {file.name for file in checkpoint.files}
-    patterns = (INDEX_FILE, *MODEL_FILES, *LICENCE_FILES)
-    sent = [name for name in names if name in shards or matches(name, patterns)]
-    upload.left_out = summary_of([name for name in names if name not in sent], sent)
-    check_secrets(upload, [name for name in sent if name not in shards])
-    with bytes_bar("hashing", sum((folder / name).stat().st_size for name in sent)) as advance:
+    Raises:
+        `NexusError`: `model` is not a complete Nexus model, or holds something that must not be published.
+    """
+    if not model.is_dir():
+        raise HubError(f"{model}: no such folder.")
+    nexus = open_nexus(model)
+    if (model / SINGLE_FILE).exists() and (model / INDEX_FILE).exists():
+        raise HubError(f"{model}: has both {SINGLE_FILE} and {INDEX_FILE}, and either may be loaded; remove one.")
+    architecture = check_architecture(nexus)
+    check_code(model)
+    check_tensors(nexus, architecture)
+    card = card_for_repository(model, repo_id)
+
+    names = sorted(file.relative_to(model).as_posix() for file in model.rglob("*") if file.is_file())
+    weights = [file.name for file in nexus.files] + [INDEX_FILE]
+    sent = list(filter_repo_objects(names, allow_patterns=[*weights, *MODEL_FILES, *LICENCE_FILES]))
+    check_secrets(model, [name for name in sent if name not in weights])
+    for name in sent:
+        (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        (stage / name).symlink_to((model / name).resolve())
+    (stage / CARD_FILE).unlink()
+    (stage / CARD_FILE).write_bytes(card)
+
+    files = {}
+    with bytes_bar("hashing", sum((stage / name).stat().st_size for name in sent)) as advance:
         for name in sent:
-            if name == CARD_FILE:
-                upload.files[name] = {"bytes": len(upload.card), "sha256": hashlib.sha256(upload.card).hexdigest()}
-            else:
-                upload.files[name] = {
-                    "bytes": (folder / name).stat().st_size,
-                    "sha256": sha256(folder / name, advance),
-                }
-    check_report(upload, shards)
-    if any(upload.files[name]["sha256"] != sha256(ROOT / name) for name in CODE_FILES):
+            files[name] = {"bytes": (stage / name).stat().st_size, "sha256": sha256(stage / name, advance)}
+    folders = {name.split("/")[0] for name in sent if "/" in name}
+    stray = [name for name in names if name not in files]
+    tops = [name if "/" not in name or name.split("/")[0] in folders else name.split("/")[0] + "/" for name in stray]
+    upload = Upload(stage, nexus, AUTO_CLASSES[architecture], files, list(dict.fromkeys(tops)))
+    upload.notes += check_report(model, files)
+    if any(files[name]["sha256"] != sha256(ROOT / name) for name in CODE_FILES):
         upload.notes.append(
             f"the code in the folder is not that of nexus-transformers {version('nexus-transformers')}, which is "
             "installed here"
         )
-    if "tokenizer_config.json" not in sent:
+    if "tokenizer_config.json" not in files:
         upload.notes.append("the folder has no tokenizer; whoever uses the model has to bring one")
     return upload
 
 
-def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
-
-
-def summary_of(stray: list[str], sent: list[str]) -> list[str]:
-    """A folder of which nothing is sent is one entry."""
-    folders = {name.split("/")[0] for name in sent if "/" in name}
-    tops = [name if "/" not in name or name.split("/")[0] in folders else name.split("/")[0] + "/" for name in stray]
-    return list(dict.fromkeys(tops))
-
-
-def check_architecture(checkpoint: Checkpoint) -> str:
-    """The class that the weights were saved from."""
-    file, raw = checkpoint.folder / "config.json", checkpoint.raw_config
+def check_architecture(nexus: Nexus) -> str:
+    """The class that the weights were saved from, which `auto_map` must lead to."""
+    file, raw = nexus.folder / "config.json", nexus.raw_config
     architecture = (raw.get("architectures") or [None])[0]
     if architecture not in AUTO_CLASSES:
-        raise ConversionError(
-            f"{file}: architectures is {raw.get('architectures')!r}, none of {', '.join(AUTO_CLASSES)}."
-        )
+        raise HubError(f"{file}: architectures is {raw.get('architectures')!r}, none of {', '.join(AUTO_CLASSES)}.")
     auto_map = raw.get("auto_map")
     for auto_class, reference in AUTO_MAP.items():
         if not isinstance(auto_map, dict) or auto_map.get(auto_class) != reference:
-            raise ConversionError(
+            raise HubError(
                 f"{file}: auto_map does not say that {auto_class} is {reference}, so nobody could load the model with "
                 "it. Load the model and save it with save_pretrained, which writes the whole map."
             )
     return architecture
 
 
-def check_code(folder: Path) -> None:
-    """The code files are all there and import nothing that a user of Transformers does not have."""
+def check_code(model: Path) -> None:
+    """The code files are there and import nothing that a user of Transformers does not have."""
     for name in CODE_FILES:
         try:
-            tree = ast.parse((folder / name).read_text(encoding="utf-8"))
+            imported = get_imports(model / name)
+            neighbours = get_relative_imports(model / name)
         except FileNotFoundError:
-            raise ConversionError(
-                f"{folder}: lacks {name}, the code that loads the model. Load the model and save it with "
+            raise HubError(
+                f"{model}: lacks {name}, the code that loads the model. Load the model and save it with "
                 "save_pretrained, which writes it."
             ) from None
         except (SyntaxError, ValueError) as error:
-            raise ConversionError(f"{folder / name}: is not valid Python ({error}).") from error
-        for node in ast.walk(tree):
-            imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                imported = [node.module or ""]
-            for module in imported:
-                root = module.split(".")[0]
-                if root not in IMPORTS | sys.stdlib_module_names and f"{root}.py" not in CODE_FILES:
-                    raise ConversionError(
-                        f"{folder / name}: imports {module!r} (line {node.lineno}), which users may not have; only "
-                        "torch and transformers can be relied on."
-                    )
+            raise HubError(f"{model / name}: is not valid Python ({error}).") from error
+        unknown = {module for module in imported if module not in IMPORTS | sys.stdlib_module_names}
+        unknown |= {f".{module}" for module in neighbours if f"{module}.py" not in CODE_FILES}
+        if unknown:
+            raise HubError(
+                f"{model / name}: imports {', '.join(sorted(unknown))}, which users may not have; import torch and "
+                "transformers only."
+            )
 
 
-def check_report(upload: Upload, shards: set[str]) -> None:
-    """If a report lists the files, the weights must be those that it speaks of."""
-    file = upload.folder / REPORT_FILE
+def check_report(model: Path, files: dict[str, dict[str, Any]]) -> list[str]:
+    """Returns notes. Raises `HubError` if the report lists other weights than those of `files`."""
+    file = model / REPORT_FILE
     if not file.exists():
-        upload.notes.append(f"the folder has no {REPORT_FILE}: nothing says how the model was made, or from what")
-        return
+        return [f"the folder has no {REPORT_FILE}: nothing says how the model was made, or from what"]
     listed = (read_json(file).get("model") or {}).get("files")
     if not isinstance(listed, dict):
-        upload.notes.append(f"{REPORT_FILE} lists no hashes, so whether it speaks of these weights was not checked")
-        return
-    weights = {name: description for name, description in listed.items() if matches(name, WEIGHT_FILES)}
-    if weights != {name: upload.files[name] for name in upload.files if name in shards or name == INDEX_FILE}:
-        raise ConversionError(
+        return [f"{REPORT_FILE} lists no hashes, so whether it speaks of these weights was not checked"]
+    weights = set(filter_repo_objects({**listed, **files}, allow_patterns=WEIGHT_FILES))
+    if any(listed.get(name) != files.get(name) for name in weights):
+        raise HubError(
             f"{file}: speaks of other weights than those that lie beside it: they have changed since. If you trained "
-            f"the model, save it to a folder of its own, without this report, and with a card that says so; otherwise "
+            "the model, save it to a folder of its own, without this report, and with a card that says so; otherwise "
             "convert again."
         )
-    changed = [name for name in listed if name not in weights and upload.files.get(name) != listed[name]]
-    if changed:
-        upload.notes.append(f"changed since the conversion: {', '.join(changed)}")
+    changed = [name for name in listed if files.get(name) != listed[name]]
+    return [f"changed since the conversion: {', '.join(changed)}"] if changed else []
 
 
-def check_secrets(upload: Upload, names: list[str]) -> None:
+def check_secrets(model: Path, names: list[str]) -> None:
     """No text file holds a token of the Hub, whether the one in use or one that looks like it."""
     pattern = re.compile(r"\bhf_[A-Za-z]{34}\b" + (f"|{re.escape(token)}" if (token := get_token()) else ""))
     for name in names:
-        if pattern.search((upload.folder / name).read_text(encoding="utf-8", errors="ignore")):
-            raise ConversionError(f"{upload.folder / name}: holds an access token of the Hub; remove it first.")
+        if pattern.search((model / name).read_text(encoding="utf-8", errors="ignore")):
+            raise HubError(f"{model / name}: holds an access token of the Hub; remove it first.")

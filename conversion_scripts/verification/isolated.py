@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConversionError
+from ...errors import VerificationError
 from ..checkpoint.files import write_json
 
 
@@ -27,7 +27,7 @@ def run_isolated(script: str, request: dict[str, Any], failure: str, **environme
         environment: more variables for the process.
 
     Raises:
-        `ConversionError`: the script failed. The message ends with the last line that it printed.
+        `VerificationError`: the script failed. The message ends with the last line that it printed.
     """
     with tempfile.TemporaryDirectory(prefix="nexus-check-") as scratch:
         request_file, result_file = Path(scratch) / "request.json", Path(scratch) / "result.json"
@@ -45,5 +45,5 @@ def run_isolated(script: str, request: dict[str, Any], failure: str, **environme
         )
         if process.returncode != 0:
             lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-            raise ConversionError(f"{failure} ({lines[-1]}).")
+            raise VerificationError(f"{failure} ({lines[-1]}).")
         return json.loads(result_file.read_text())

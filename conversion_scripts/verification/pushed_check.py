@@ -66,9 +66,10 @@ def main(request: dict) -> dict:
     result["differences"] = differences = files_that_differ(Path(folder), files)
     if differences:
         return result  # other code than was sent is not run
-    if config_of(pushed) != config_of(local):
+    config = config_of(local)
+    if config_of(pushed) != config:
         differences.append("the config")
-    ids = torch.randint(request["vocab_size"], (LENGTH,), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = torch.randint(config["vocab_size"], (LENGTH,), generator=torch.Generator().manual_seed(0)).tolist()
     if result["tokenizer"]:
         one, other = (
             encode(AutoTokenizer.from_pretrained(**where, trust_remote_code=True)) for where in (pushed, local)

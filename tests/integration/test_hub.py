@@ -1,7 +1,6 @@
 """A Hub id as source: the real client and the real command, against a double of the Hub on loopback."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,30 +8,30 @@ from pathlib import Path
 import pytest
 
 import checkpoints
-from hub_double import COMMIT, hub
+from hub_double import COMMIT, online
+
+TOKEN = "hf_secret_token"
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    source = checkpoints.llama(tmp_path_factory.mktemp("hub") / "repository")
+    (source / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n---\n# A tiny model\n")
+    (source / "pytorch_model.bin").write_bytes(b"a pickle that nobody should fetch")
+    return source
 
 
 @pytest.fixture
-def nexus_online(tmp_path):
-    """Runs the installed `nexus` in a process of its own, with the double as its Hub and a fresh cache."""
-    source = checkpoints.llama(tmp_path / "repository")
-    (source / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n---\n# A tiny model\n")
-    (source / "pytorch_model.bin").write_bytes(b"a pickle that nobody should fetch")
-    with hub({"someone/tiny": source}) as endpoint:
-
-        def run(*arguments):
-            environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-            environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_secret_token"}
-            environment |= {"HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-            command = [Path(sys.executable).with_name("nexus"), *arguments]
-            return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-
-        yield run
+def hub(repository, monkeypatch, tmp_path):
+    with online(monkeypatch, tmp_path / "home", TOKEN) as double:
+        double.add("someone/tiny", repository)
+        yield double
 
 
-@pytest.mark.parametrize("revision", [[], ["--revision", COMMIT]], ids=["main", "commit"])
-def test_a_hub_id_is_converted_and_its_revision_pinned(revision, nexus_online, tmp_path):
-    process = nexus_online("convert", "someone/tiny", "out", *revision)
+@pytest.mark.slow
+def test_a_hub_id_is_converted_and_its_revision_pinned(hub, tmp_path):
+    command = [Path(sys.executable).with_name("nexus"), "convert", "someone/tiny", "out"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert process.stderr == "", "quiet when piped"
     report = json.loads((tmp_path / "out" / "conversion_report.json").read_text())
@@ -44,7 +43,15 @@ def test_a_hub_id_is_converted_and_its_revision_pinned(revision, nexus_online, t
     assert "license: apache-2.0" in card
     assert not list((tmp_path / "home").rglob("pytorch_model.bin"))
     written = [file for file in (tmp_path / "out").rglob("*") if file.suffix in (".json", ".md", ".py")]
-    assert not any("hf_secret_token" in file.read_text() for file in written)
+    assert not any(TOKEN in file.read_text() for file in written)
+
+
+def test_a_commit_is_converted_and_named_in_the_report(hub, nexus, tmp_path):
+    hub.repositories["someone/tiny"].add_commit({"README.md": b"another model"})  # main moves on
+    status, _, errors = nexus("convert", "someone/tiny", tmp_path / "out", "--revision", COMMIT, "--no-verify")
+    assert status == 0, errors
+    report = json.loads((tmp_path / "out" / "conversion_report.json").read_text())
+    assert report["source"]["revision"] == COMMIT
 
 
 @pytest.mark.parametrize(
@@ -55,13 +62,12 @@ def test_a_hub_id_is_converted_and_its_revision_pinned(revision, nexus_online, t
         (["someone/tiny", "--revision", "nope"], ["someone/tiny", "no revision 'nope'"]),
     ],
 )
-def test_what_the_hub_refuses_is_one_sentence(arguments, parts, nexus_online, tmp_path):
-    process = nexus_online("convert", arguments[0], "out", *arguments[1:])
-    assert process.returncode == 1
-    assert process.stdout == ""
-    assert process.stderr.startswith("error: ")
-    assert process.stderr.count("\n") == 1
-    assert "hf_secret_token" not in process.stderr
+def test_what_the_hub_refuses_is_one_sentence(arguments, parts, hub, nexus, tmp_path):
+    status, output, errors = nexus("convert", arguments[0], tmp_path / "out", *arguments[1:])
+    assert (status, output) == (1, "")
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert TOKEN not in errors
     for part in parts:
-        assert part in process.stderr
+        assert part in errors
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from nexus_transformers.conversion_scripts.hub.card import PLACEHOLDER, card_for_repository, write_card
-from nexus_transformers.errors import ConversionError
+from nexus_transformers.errors import HubError
 
 RESULTS = Path(__file__).parents[3] / "experiments" / "results"
 REPORT = {
@@ -161,7 +161,7 @@ def test_the_uploaded_card_names_its_repository_and_the_folder_s_own_does_not(wr
 def test_a_card_that_is_not_ready_is_not_uploaded(text, part, tmp_path):
     if text is not None:
         (tmp_path / "README.md").write_text(text)
-    with pytest.raises(ConversionError, match=part):
+    with pytest.raises(HubError, match=part):
         card_for_repository(tmp_path, "someone/nexus")
 
 

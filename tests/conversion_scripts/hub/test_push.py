@@ -12,11 +12,10 @@ import torch
 from huggingface_hub import constants
 
 import checkpoints
-from hub_double import serve
+from hub_double import online
 from isolated import run_isolated
 from nexus_transformers import NexusForCausalLM, NexusForSequenceClassification
 from nexus_transformers.conversion_scripts.convert import convert
-from nexus_transformers.conversion_scripts.hub import push as push_module
 
 TOKEN = "hf_dummy_token_that_must_not_show"
 REPO = "someone/nexus"
@@ -40,25 +39,8 @@ def model(converted, tmp_path):
 
 @pytest.fixture
 def double(monkeypatch, tmp_path):
-    """The Hub of this process and of those that it starts, with a login and an empty cache."""
-    with serve() as double:
-        monkeypatch.delenv("HF_HUB_OFFLINE")
-        environment = {"HF_ENDPOINT": double.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
-        for name, value in (environment | {"HF_HOME": str(tmp_path / "home")}).items():
-            monkeypatch.setenv(name, value)
-        # What huggingface_hub has read from the environment in this process.
-        monkeypatch.setattr(constants, "ENDPOINT", double.endpoint)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
+    with online(monkeypatch, tmp_path / "home", TOKEN) as double:
         yield double
-
-
-@pytest.fixture
-def no_download(monkeypatch):
-    """For tests of what is sent: leaves out the half that takes seconds."""
-    figures = {"files": 0, "tokenizer": True, "differences": []}
-    monkeypatch.setattr(push_module, "verify_pushed", lambda *_: figures)
 
 
 def contents(folder):
@@ -66,7 +48,7 @@ def contents(folder):
 
 
 @pytest.mark.slow
-def test_push_creates_uploads_once_and_checks_what_comes_back(model, double, tmp_path):
+def test_push_creates_uploads_once_and_checks_what_comes_back(model, double, nexus, tmp_path):
     meant = contents(model)
     stray = ["model-00007-of-00009.safetensors", "optimizer.pt", "pytorch_model.bin", "training_args.bin", "token"]
     stray += ["checkpoint-3/model.safetensors", "__pycache__/modeling_nexus.pyc", ".cache/huggingface/x.lock", ".env"]
@@ -74,11 +56,8 @@ def test_push_creates_uploads_once_and_checks_what_comes_back(model, double, tmp
         (model / name).parent.mkdir(parents=True, exist_ok=True)
         (model / name).write_text(TOKEN)
 
-    def nexus(*arguments):
-        command = [Path(sys.executable).with_name("nexus"), *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-
-    first = nexus("push", "model", REPO, "--private")
+    command = [Path(sys.executable).with_name("nexus"), "push", "model", REPO, "--private"]
+    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     assert first.stderr == "", "quiet when piped"
     pushed = double.files(REPO)
@@ -95,9 +74,9 @@ def test_push_creates_uploads_once_and_checks_what_comes_back(model, double, tmp
         assert part in first.stdout
 
     double.requests.clear()
-    again = nexus("push", "model", REPO, "--json")
-    assert again.returncode == 0, again.stderr
-    result = json.loads(again.stdout)
+    status, output, errors = nexus("push", model, REPO, "--json")
+    assert status == 0, errors
+    result = json.loads(output)
     assert result["unchanged"] and result["commit"] == commits[-1]
     assert result["verification"]["differences"] == [] and result["verification"]["positions"] > 10
     assert result["left_out"] == sorted({name if "/" not in name else name.split("/")[0] + "/" for name in stray})
@@ -105,7 +84,7 @@ def test_push_creates_uploads_once_and_checks_what_comes_back(model, double, tmp
     assert not [path for path in double.sent() if path.startswith("lfs/") or "/commit/" in path]
     written = [file for file in tmp_path.rglob("*") if file.is_file() and str(file.relative_to(model)) not in stray]
     assert not [file for file in written if TOKEN.encode() in file.read_bytes()]
-    assert TOKEN not in first.stdout + first.stderr + again.stdout + again.stderr
+    assert TOKEN not in first.stdout + first.stderr + output + errors
 
 
 def test_dry_run_sends_nothing(model, double, nexus):
@@ -122,18 +101,29 @@ def test_dry_run_sends_nothing(model, double, nexus):
 
 
 @pytest.mark.slow
-def test_an_interrupted_upload_shows_nothing_and_the_next_run_sends_the_rest(converted, double, nexus):
+def test_an_interrupted_push_shows_nothing_and_the_next_one_sends_the_rest_and_deletes_what_is_old(
+    converted, double, nexus, tmp_path
+):
+    """A model.safetensors of an earlier push would win over the new shards."""
+    old = {name: b"old" for name in ("model.safetensors", "vocab.json", "LICENSE", "picture.png")}
+    old["config.json"] = (converted / "config.json").read_bytes()
+    (tmp_path / "old").mkdir()
+    for name, content in old.items():
+        (tmp_path / "old" / name).write_bytes(content)
+    double.add(REPO, tmp_path / "old")
     double.drop = {"PUT": [1], "commit": [1]}  # the client itself tries a PUT again, but not a commit
     status, output, errors = nexus("push", converted, REPO)
     assert (status, output) == (1, "")
     assert errors.startswith(f"error: {REPO}: the connection to the Hub failed") and errors.count("\n") == 1
     assert "Run the same command again" in errors
-    assert list(double.files(REPO)) == [".gitattributes"]
+    assert double.files(REPO) == old
     double.requests.clear()
     status, output, errors = nexus("push", converted, REPO)
     assert status == 0, errors
     assert not [path for path in double.sent() if path.startswith("lfs/")], "the shards had arrived"
     assert len(double.repositories[REPO].commits) == 2
+    assert "Deleted there: model.safetensors, vocab.json." in output
+    assert set(double.files(REPO)) == set(contents(converted)) | {"LICENSE", "picture.png"}
     assert "outputs equal at" in output
 
 
@@ -156,21 +146,6 @@ def test_one_byte_that_comes_back_different_fails_the_push(converted, double, ne
     assert f"{REPO}: was uploaded as commit {commit}, but what comes back differs" in errors
     assert "model-00002-of-00002.safetensors has another sha256" in errors
     assert "00001" not in errors
-
-
-def test_files_of_an_earlier_push_do_not_stay_behind(converted, double, no_download, nexus, tmp_path):
-    """model.safetensors would win over the new shards, and the old report would speak of other weights."""
-    old = {name: b"old" for name in ("model.safetensors", "vocab.json", "LICENSE", "picture.png")}
-    old["config.json"] = (converted / "config.json").read_bytes()
-    (tmp_path / "old").mkdir()
-    for name, content in old.items():
-        (tmp_path / "old" / name).write_bytes(content)
-    double.add(REPO, tmp_path / "old")
-    status, output, errors = nexus("push", converted, REPO)
-    assert status == 0, errors
-    assert "Deleted there: model.safetensors, vocab.json." in output
-    assert set(double.files(REPO)) == set(contents(converted)) | {"LICENSE", "picture.png"}
-    assert len(double.repositories[REPO].commits) == 2
 
 
 @pytest.mark.parametrize(
@@ -242,7 +217,11 @@ FAULTS = {
     "no code": (lambda folder: (folder / "modeling_nexus.py").unlink(), ["lacks modeling_nexus.py"]),
     "code that needs us": (
         lambda folder: (folder / "modeling_nexus.py").write_text("\nimport nexus_transformers.configuration_nexus\n"),
-        ["imports 'nexus_transformers.configuration_nexus' (line 2)"],
+        ["imports nexus_transformers, which users may not have"],
+    ),
+    "code that needs more code": (
+        edit("modeling_nexus.py", "from .configuration_nexus", "from .other import x\nfrom .configuration_nexus"),
+        ["imports .other, which users may not have"],
     ),
     "no shard": (lambda folder: (folder / "model-00002-of-00002.safetensors").unlink(), ["lacks the shard"]),
     "half a shard": (
@@ -286,23 +265,21 @@ def test_a_card_that_the_hub_rejects_is_not_sent(model, double, nexus):
 
 
 @pytest.mark.parametrize("model_class", [NexusForCausalLM, NexusForSequenceClassification])
-def test_a_trained_model_without_a_report_is_sent_and_said_to_have_none(
-    model_class, model, double, no_download, nexus, tmp_path
-):
+def test_a_trained_model_without_a_report_is_sent_and_said_to_have_none(model_class, model, double, nexus, tmp_path):
     trained = model_class.from_pretrained(model)
     torch.nn.init.constant_(next(iter(trained.gates().values())), 0.25)
     trained.save_pretrained(tmp_path / "trained")
     (tmp_path / "trained" / "README.md").write_text("---\nlibrary_name: transformers\n---\n# Trained\n")
-    status, output, errors = nexus("push", tmp_path / "trained", REPO)
+    status, output, errors = nexus("push", tmp_path / "trained", REPO, "--dry-run")
     assert status == 0, errors
     assert "Note: the folder has no conversion_report.json" in output
     assert "Note: the folder has no tokenizer" in output
-    assert "modeling_nexus.py" in double.files(REPO)
+    assert "  modeling_nexus.py\n" in output
 
 
-def test_what_else_changed_since_the_conversion_is_said(model, double, no_download, nexus):
+def test_what_else_changed_since_the_conversion_is_said(model, double, nexus):
     edit("generation_config.json", "0.7", "0.8")(model)
-    status, output, errors = nexus("push", model, REPO)
+    status, output, errors = nexus("push", model, REPO, "--dry-run")
     assert status == 0, errors
     assert "Note: changed since the conversion: generation_config.json." in output
 

@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 EXTRA ?= dev
 INSTALLED := $(VENV)/installed
+# Compiling all of torch takes longer than unpacking it.
+INSTALL := pip install --quiet --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-oldest test-next upstream-tests bench evidence evidence-quick lint clean
+.PHONY: help install demo test test-fast test-oldest test-next test-release test-stranger upstream-tests bench evidence evidence-quick lint clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,10 +17,10 @@ help:  ## Show this list
 install: $(INSTALLED)  ## Make .venv with the pinned versions of everything
 
 $(INSTALLED): setup.py $(CONSTRAINTS)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(EXTRA)]'
+	$(BIN)/python -m $(INSTALL) --constraint $(CONSTRAINTS) torch
+	$(BIN)/python -m $(INSTALL) --constraint $(CONSTRAINTS) --editable '.[$(EXTRA)]'
 	@touch $@
 
 demo: install  ## Convert a real model, verify it, chat with it, train its gates
@@ -36,24 +38,40 @@ upstream-tests: install  ## Run Transformers' own common tests on Nexus (those i
 # The README's commands, and counts of operations inside Transformers' own models.
 PINNED_ONLY := --ignore=tests/integration/test_readme.py --ignore=tests/common
 
-test-oldest:  ## Run the tests that take seconds with the oldest supported versions
-	$(MAKE) test-fast VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRA=test \
-		PYTEST="$(PINNED_ONLY)"
+OLDEST := VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRA=test
+NEXT := VENV=.venv-next EXTRA=test
 
-test-next:  ## Run the tests that take seconds with the next release of Transformers, if there is one
-	@pinned=$$(sed -n 's/^transformers==//p' constraints.txt); \
-	newest=$$($(PYTHON) -m pip index versions --pre transformers 2>/dev/null | sed -n '1s/.*(\(.*\))/\1/p'); \
-	if [ -z "$$newest" ] || [ "$$newest" = "$$pinned" ]; then echo "no release of transformers after $$pinned"; exit 0; fi; \
-	mkdir -p .cache && sed "s/^transformers==.*/transformers==$$newest/; /^huggingface-hub==/d; /^tokenizers==/d" \
-		constraints.txt > .cache/constraints-next.txt; \
-	$(MAKE) test-fast VENV=.venv-next CONSTRAINTS=.cache/constraints-next.txt EXTRA=test \
-		PYTEST="$(PINNED_ONLY)"
+test-oldest:  ## Run the tests that take seconds with the oldest supported versions
+	$(MAKE) test-fast $(OLDEST) PYTEST="$(PINNED_ONLY)"
+
+test-next: install  ## Run the tests that take seconds with newer releases of Transformers, if there are any
+	$(BIN)/python tests/next_release.py
+
+test-release:  # for next_release.py
+	$(MAKE) install $(NEXT)
+	.venv-next/bin/python -m $(INSTALL) transformers==$(RELEASE)
+	$(MAKE) test-fast $(NEXT) PYTEST="$(PINNED_ONLY)"
+
+STRANGER := .venv-stranger/bin/python
+FOLDER := .cache/stranger
+
+test-stranger:  ## Install without pins, convert, generate; then the same model folder with older releases
+	rm -rf $(FOLDER)
+	$(PYTHON) -m venv --clear .venv-stranger
+	$(STRANGER) -m $(INSTALL) --constraint $(CONSTRAINTS) torch
+	$(STRANGER) -m $(INSTALL) .
+	$(STRANGER) tests/stranger.py write $(FOLDER)
+	$(STRANGER) tests/stranger.py check $(FOLDER)
+	$(STRANGER) -m $(INSTALL) transformers==5.23.0  # the last before the cache had another name
+	$(STRANGER) tests/stranger.py check $(FOLDER)
+	$(MAKE) install $(OLDEST)
+	.venv-oldest/bin/python tests/stranger.py check $(FOLDER)
 
 bench: install  ## Measure speed and memory beside Llama, in a few minutes
 	$(BIN)/python -m benchmarks.speed --preset quick
 
 $(VENV)/evidence: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[evidence]'
+	$(BIN)/python -m $(INSTALL) --constraint $(CONSTRAINTS) --editable '.[evidence]'
 	@touch $@
 
 evidence: $(VENV)/evidence  ## Make the runs of all experiments that are not there yet, and RESULTS.md and pictures of them (hours)
@@ -72,4 +90,4 @@ lint: install  ## Check style
 	$(BIN)/ruff format --check .
 
 clean:  ## Remove what the other targets made, downloads included
-	rm -rf .venv .venv-oldest .venv-next .cache demo
+	rm -rf .venv .venv-oldest .venv-next .venv-stranger .cache demo

@@ -23,7 +23,7 @@ $(INSTALLED): setup.py $(CONSTRAINTS)
 	$(BIN)/python -m $(INSTALL) --constraint $(CONSTRAINTS) --editable '.[$(EXTRA)]'
 	@touch $@
 
-demo: install  ## Convert a real model, verify it, chat with it, train its gates
+demo: install  ## Convert a real model, verify it, chat with it, fine-tune it
 	$(BIN)/python -m examples.demo
 
 test: install  ## Run all tests
@@ -35,8 +35,8 @@ test-fast: install  ## Run the tests that take seconds
 upstream-tests: install  ## Run Transformers' own common tests on Nexus (those in its source package)
 	$(BIN)/python tests/upstream/run.py
 
-# The README's commands, and counts of operations inside Transformers' own models.
-PINNED_ONLY := --ignore=tests/integration/test_readme.py --ignore=tests/common
+# The commands of the documentation, and counts of operations inside Transformers' own models.
+PINNED_ONLY := --ignore=tests/docs --ignore=tests/common
 
 OLDEST := VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRA=test
 NEXT := VENV=.venv-next EXTRA=test

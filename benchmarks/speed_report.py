@@ -176,7 +176,7 @@ def show(report: dict, console: Console) -> None:
 
 
 def markdown(report: dict) -> str:
-    """The targets as the README shows them, or all cases where no target was measured."""
+    """The targets as docs/speed.md shows them, or all cases where no target was measured."""
     return targets_markdown(report) if "targets" in report else cases_markdown(report)
 
 

@@ -1,0 +1,1 @@
+"""Checkpoints to Nexus and back, verified; the `nexus` command."""

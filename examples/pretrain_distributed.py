@@ -22,7 +22,7 @@ For models that do not fit on one GPU, FSDP2 shards each decoder layer: put thes
 
 The tests run the first torchrun command, on the CPU; those of accelerate need GPUs and are not tested.
 
-`examples/finetune_gates.py` is for one process: it trains a few numbers only.
+To fine-tune a converted model on one process, see `examples/finetune.py`.
 """
 
 import argparse

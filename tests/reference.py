@@ -1,9 +1,9 @@
 """
 The definition of Nexus attention in float64, as plain and slow as it can be.
 
-It is written from the formulas (shared/design/nexus_attention.md, README) and not from the model: it takes a
-`NexusForCausalLM`'s parameters by name and its config, and imports neither this project nor Transformers. Where the
-two agree, the model computes what the definition says.
+It is written from the formulas in docs/paper.md, not from the model. It takes a `NexusForCausalLM`'s parameters by
+name and its config, and imports neither this project nor Transformers. Where the two agree, the model computes what the
+definition says.
 
 Shapes: B batch, T tokens, D hidden size, H heads, G key/value heads, d head size.
 """

@@ -1,3 +1,5 @@
+"""Errors end in one sentence, and quote the reasons of other libraries in one line."""
+
 import pytest
 
 from nexus_transformers.errors import NexusError, TokenizerError, reason_of

@@ -1,0 +1,1 @@
+"""A model on the Hub: its card, its upload and the check of what arrived."""

@@ -1,0 +1,1 @@
+"""Whether a Nexus model is the same function as its source."""

@@ -110,28 +110,31 @@ print(json.dumps([type(model).__module__]))
         assert torch.equal(model(torch.arange(1, 10)[None])[0], torch.load(tmp_path / auto_class / "outputs.pt"))
 
 
-def test_a_remote_model_is_trained_with_trainer_and_its_checkpoints_carry_the_code(llama_folder, tmp_path):
+@pytest.mark.parametrize("train", ["lora", "gates"])
+def test_a_remote_model_is_fine_tuned_and_what_is_saved_carries_the_code(train, llama_folder, tmp_path):
+    if train == "lora":
+        pytest.importorskip("peft")
     convert(llama_folder, tmp_path / "model", verify=False)
-    command = ["--steps", "4", "--length", "32", "--eval-blocks", "4", "--learning-rate", "0.05"]
+    command = ["--train", train, "--steps", "4", "--length", "32", "--eval-blocks", "4", "--gate-learning-rate", "0.05"]
     script = """
 import json, runpy
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 print(json.dumps(sorted(module for module in sys.modules if module.startswith("nexus_transformers."))))
 """
-    example = ROOT / "examples" / "finetune_gates.py"
+    example = ROOT / "examples" / "finetune.py"
     plot = tmp_path / "gates.png"
     assert (
         run_isolated(script, tmp_path, example, tmp_path / "model", tmp_path / "tuned", *command, "--plot", plot) == []
     )
-    result = json.loads((tmp_path / "tuned" / "finetune_gates.json").read_text())
+    result = json.loads((tmp_path / "tuned" / "finetune.json").read_text())
     assert result["loss_after"] != result["loss_before"]
     assert len(result["gates"]) == 6
     assert all(value != 0 for value in result["gates"].values()), "every gate was trained"
     assert plot.stat().st_size > 10_000
     assert (tmp_path / "tuned" / "modeling_nexus.py").exists()
     card = card_for_repository(tmp_path / "tuned", "someone/tuned").decode()  # fit to be pushed
-    assert "# model, gates trained" in card and "someone/tuned" in card
+    assert "# model, fine-tuned" in card and "someone/tuned" in card
     assert f"from {result['loss_before']:.4f} to {result['loss_after']:.4f} nats" in card
     assert EVIDENCE.read_text().rstrip() in card
     assert "computes exactly the function" not in card and "negative control" not in card and "model-index" not in card
@@ -141,7 +144,8 @@ print(json.dumps(sorted(module for module in sys.modules if module.startswith("n
         NexusForCausalLM.from_pretrained(tmp_path / "tuned"),
     )
     for (name, old), (_, new) in zip(before.named_parameters(), after.named_parameters(), strict=True):
-        assert torch.equal(old, new) != (name in before.gates()), f"{name}: gates move, everything else is frozen"
+        trained = name in before.gates() or (train == "lora" and "_proj." in name and name.endswith("weight"))
+        assert torch.equal(old, new) != trained, f"{name}: what is trained moves, everything else is frozen"
 
 
 def test_chat_example(llama_folder, tmp_path):

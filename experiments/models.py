@@ -63,7 +63,6 @@ def build(variant: str, layers: int, **fields) -> NexusForCausalLM:
 def loop(decoder: nn.Module, times: int = 2) -> None:
     """Applies each layer several times in a row. Without a cache: its slots are not counted anew."""
     decoder.layers = nn.ModuleList(layer for layer in decoder.layers for _ in range(times))
-    decoder.layer_types = [kind for kind in decoder.layer_types for _ in range(times)]
 
 
 class InsideHeads(nn.Module):

@@ -15,11 +15,12 @@ from nexus_transformers import NexusConfig, NexusForCausalLM
 from nexus_transformers.inspection import inspect
 
 pytest.importorskip("selenium")
-from browser import BROWSER, DRIVER, Page, start
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
+
+from browser import BROWSER, DRIVER, Page, start
 
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver")
 TEXT = (

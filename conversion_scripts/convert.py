@@ -12,7 +12,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_nexus import AUTO_MAP, NexusConfig
-from ..errors import ConversionError
+from ..errors import ConversionError, reason_of
 from ..tokenization import carry_over_tokenizer, check_tokenizer, keep_tokenizer_class, rebuild_gguf_tokenizer
 from ..tokenization.check import remote_code
 from .checkpoint.output import check_output
@@ -132,8 +132,7 @@ def nexus_config(
             dtype=dtype or source.dtype,
         )
     except (StrictDataclassError, ValueError) as error:
-        reason = " ".join(str(error).split()).split("Error: ")[-1]
-        raise ConversionError(f"{source.label}: does not make a Nexus model: {reason}") from error
+        raise ConversionError(f"{source.label}: does not make a Nexus model ({reason_of(error)}).") from error
     config.architectures = ["NexusForCausalLM"]
     return config
 
@@ -155,4 +154,7 @@ def carry_over(source: Source, folder: Path) -> list[str]:
     if source.gguf_file is None:
         return carry_over_tokenizer(source.folder, folder)
     source.generation_config.save_pretrained(folder)
-    return rebuild_gguf_tokenizer(source.folder, source.gguf_file, folder)
+    try:
+        return rebuild_gguf_tokenizer(source.folder, source.gguf_file, folder)
+    except ValueError as error:
+        raise ConversionError(str(error)) from error

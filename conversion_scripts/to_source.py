@@ -7,7 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..configuration_nexus import NexusConfig
-from ..errors import ConversionError
+from ..errors import ConversionError, reason_of
 from ..tokenization import carry_over_tokenizer
 from .checkpoint.output import REPORT_FILE, check_output
 from .checkpoint.pipeline import produce
@@ -74,8 +74,7 @@ def open_nexus(folder: Path) -> tuple[Checkpoint, NexusConfig]:
     try:
         config = NexusConfig.from_dict(raw)
     except (StrictDataclassError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split()).split("Error: ")[-1]
-        raise ConversionError(f"{folder / 'config.json'}: {reason}") from error
+        raise ConversionError(f"{folder / 'config.json'}: {reason_of(error)}.") from error
     return open_checkpoint(str(folder), folder, None, raw), config
 
 

@@ -11,7 +11,7 @@ from ..conversion_scripts.checkpoint.source import check_links, download, read_j
 from ..conversion_scripts.hub.upload import AUTO_CLASSES, check_tensors
 from ..conversion_scripts.progress import quiet_when_piped
 from ..conversion_scripts.to_source import open_nexus
-from ..errors import ConversionError
+from ..errors import ConversionError, reason_of
 from ..modeling_nexus import NexusPreTrainedModel
 from ..tokenization import TOKENIZER_FILES
 
@@ -66,8 +66,7 @@ def open_tokenizer(folder: Path, label: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # the reader of every format has exceptions of its own
-        reason = " ".join(str(error).split())[:300]
-        raise ConversionError(f"{label}: its tokenizer cannot be read ({reason}).") from error
+        raise ConversionError(f"{label}: its tokenizer cannot be read ({reason_of(error)}).") from error
 
 
 def open_gates(model: NexusPreTrainedModel, value: float) -> None:

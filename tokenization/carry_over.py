@@ -9,6 +9,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..errors import reason_of
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -64,9 +66,21 @@ def keep_tokenizer_class(source: Path, target: Path) -> str | None:
 def rebuild_gguf_tokenizer(folder: Path, gguf_file: str, target: Path) -> list[str]:
     """
     A GGUF file holds the vocabulary, the merges and the chat template in a form of its own; Transformers rebuilds the
-    tokenizer from it. Returns the names of the files written to `target`.
+    tokenizer from it. Returns the names of the files written to `target`, none if the file has no tokenizer.
+
+    Raises `ValueError` if the file has one that Transformers cannot rebuild.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+    from gguf import GGUFReader  # optional
+
+    if GGUFReader(folder / gguf_file).get_field("tokenizer.ggml.model") is None:
+        return []
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+    except Exception as error:
+        raise ValueError(
+            f"{folder / gguf_file}: Transformers cannot rebuild the tokenizer in it ({reason_of(error)}). Convert the "
+            "safetensors checkpoint that the file was made of."
+        ) from error
     before = set(target.iterdir())
     save_tokenizer(tokenizer, target)
     return sorted(file.name for file in set(target.iterdir()) - before)

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
+from ..errors import reason_of
 from .carry_over import TOKENIZER_FILES
 
 CONFIG, GENERATION_CONFIG, TOKENIZER = "config.json", "generation_config.json", "the tokenizer"
@@ -123,8 +124,7 @@ def load(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder}: Transformers cannot load the tokenizer ({reason}).") from error
+        raise ValueError(f"{folder}: Transformers cannot load the tokenizer ({reason_of(error)}).") from error
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
@@ -134,7 +134,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: is not valid JSON ({error}).") from error
+        raise ValueError(f"{file}: is not valid JSON ({reason_of(error)}).") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file}: is not a JSON object.")
     return content

@@ -14,6 +14,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ..errors import reason_of
+
 PADDING, END_OF_TEXT, TURN_END, TURN_START = "<|pad|>", "<|endoftext|>", "<|im_end|>", "<|im_start|>"
 # In this order, `bos_token_id` and `eos_token_id` of a tokenizer that chats are the defaults of NexusConfig, 1 and 2.
 SPECIAL_TOKENS = (PADDING, END_OF_TEXT, TURN_END, TURN_START)
@@ -133,8 +135,7 @@ def wrap(bpe: Tokenizer, chat_template: str | None, model_max_length: int | None
         try:
             chat = tokenizer.apply_chat_template([{"role": "user", "content": "Good morning"}], tokenize=False)
         except Exception as error:  # a template is a program: anything may go wrong in it
-            reason = " ".join(str(error).split())
-            raise ValueError(f"chat template: does not render a message of the user ({reason}).") from error
+            raise ValueError(f"chat template: does not render a message of the user ({reason_of(error)}).") from error
         if "Good morning" not in chat:
             raise ValueError("chat template: leaves out what the user says; is this a Jinja chat template?")
     return tokenizer

@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from ...errors import ConversionError
+from ...errors import ConversionError, reason_of
 from .source import read_json
 
 
@@ -164,10 +164,9 @@ def failures_of_writing(out: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise ConversionError(f"{out}: could not be written ({error}). Nothing was left behind.") from error
+        raise ConversionError(f"{out}: could not be written ({reason_of(error)}). Nothing was left behind.") from error
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConversionError(f"{out}: could not be written ({reason}). Nothing was left behind.") from error
+        raise ConversionError(f"{out}: could not be written ({reason_of(error)}). Nothing was left behind.") from error
 
 
 def check_free_space(out: Path, needed: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ...configuration_nexus import NexusConfig
-from ...errors import ConversionError
+from ...errors import ConversionError, reason_of
 from ...modeling_nexus import NexusForCausalLM
 from ..families import Family
 from .shards import Planned
@@ -79,9 +79,8 @@ def shapes_of_model(make: Any, checkpoint: Checkpoint) -> dict[str, torch.Tensor
         with torch.device("meta"):
             model = make()
     except (RuntimeError, OverflowError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise ConversionError(
-            f"{checkpoint.folder / 'config.json'}: no model can have these sizes ({reason})."
+            f"{checkpoint.folder / 'config.json'}: no model can have these sizes ({reason_of(error)})."
         ) from error
     return model.state_dict()
 

@@ -17,7 +17,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from ...errors import ConversionError
+from ...errors import ConversionError, reason_of
 from ..families import Family, family_of
 from ..progress import quiet_when_piped
 
@@ -132,8 +132,7 @@ def download(repo_id: str, revision: str | None) -> tuple[Path, str]:
             "spelling, or log in with `hf auth login` if it is private."
         ) from error
     except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ConversionError(f"{repo_id}: could not be downloaded from the Hub ({reason}).") from error
+        raise ConversionError(f"{repo_id}: could not be downloaded from the Hub ({reason_of(error)}).") from error
     return folder, folder.name
 
 
@@ -216,8 +215,7 @@ def read_config(folder: Path, raw_config: dict[str, Any]) -> Any:
     try:
         return AutoConfig.for_model(**raw_config)
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ConversionError(f"{folder / 'config.json'}: Transformers rejects it ({reason}).") from error
+        raise ConversionError(f"{folder / 'config.json'}: Transformers rejects it ({reason_of(error)}).") from error
 
 
 def shards_of_tensors(folder: Path) -> dict[str, Path]:
@@ -263,7 +261,7 @@ def opened_shard(file: Path) -> Iterator[Any]:
             yield shard
     except SafetensorError as error:
         raise ConversionError(
-            f"{file}: is not a whole safetensors file ({error}). It may be truncated; download it again."
+            f"{file}: is not a whole safetensors file ({reason_of(error)}). It may be truncated; download it again."
         ) from error
 
 
@@ -275,10 +273,9 @@ def open_gguf(label: str, file: Path) -> Source:
         with quiet_when_piped():  # the reader has a progress bar of its own
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     except ImportError as error:
-        raise ConversionError(f"{file}: reading GGUF needs the package gguf: pip install gguf.") from error
+        raise ConversionError(f"{file}: reading GGUF needs the package gguf: `pip install gguf`.") from error
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConversionError(f"{file}: Transformers cannot read this GGUF file ({reason}).") from error
+        raise ConversionError(f"{file}: Transformers cannot read this GGUF file ({reason_of(error)}).") from error
     tensors = dict(model.state_dict())
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
@@ -310,7 +307,7 @@ def read_json(file: Path, hint: str = "download the checkpoint again") -> dict[s
     except OSError as error:
         raise ConversionError(f"{file}: cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
-        raise ConversionError(f"{file}: is not valid JSON ({error}).") from error
+        raise ConversionError(f"{file}: is not valid JSON ({reason_of(error)}).") from error
     if not isinstance(content, dict):
         raise ConversionError(f"{file}: is not a JSON object.")
     return content

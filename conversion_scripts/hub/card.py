@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from yaml import YAMLError
 
-from ...errors import ConversionError
+from ...errors import ConversionError, reason_of
 
 TEMPLATE = Path(__file__).parents[2] / "model_card.md"
 EVIDENCE = Path(__file__).parent / "evidence.md"  # made from the experiments' results by `python -m experiments.page`
@@ -114,14 +114,13 @@ def card_for_repository(folder: Path, repo_id: str) -> bytes:
             "under which licence."
         ) from None
     except UnicodeDecodeError as error:
-        raise ConversionError(f"{file}: is not UTF-8 text ({error}).") from error
+        raise ConversionError(f"{file}: is not UTF-8 text ({reason_of(error)}).") from error
     try:
         metadata = ModelCard(text).data.to_dict()
         if not metadata:
             raise ValueError("there are none between two lines of ---")
     except (ValueError, TypeError, YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConversionError(f"{file}: its metadata are not valid ({reason}).") from error
+        raise ConversionError(f"{file}: its metadata are not valid ({reason_of(error)}).") from error
     in_code = False
     for number, line in enumerate(text.splitlines(), 1):
         in_code ^= line.lstrip().startswith("```")

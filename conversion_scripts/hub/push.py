@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import logging, validate_repo_id
 
-from ...errors import ConversionError
+from ...errors import ConversionError, reason_of
 from ..printing import console, size
 from ..progress import quiet_when_piped, spinner
 from ..verification.isolated import run_isolated
@@ -164,9 +164,8 @@ def describe_failure(repo_id: str, error: BaseException, advice: str) -> str:
     if status is not None:
         return f"{repo_id}: the Hub answered {status} ({error.server_message or 'without a reason'}). {advice}"
     if isinstance(error, ValueError):  # the Hub's own check of the card, before anything is sent
-        return f"{repo_id}: the Hub does not accept it ({error})."
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"{repo_id}: the connection to the Hub failed ({reason}). {advice}"
+        return f"{repo_id}: the Hub does not accept it ({reason_of(error)})."
+    return f"{repo_id}: the connection to the Hub failed ({reason_of(error)}). {advice}"
 
 
 def verify_pushed(upload: Upload, repo_id: str, commit: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from huggingface_hub import CommitOperationAdd, get_token
 
 from ... import modeling_nexus
 from ...configuration_nexus import AUTO_MAP, NexusConfig
-from ...errors import ConversionError
+from ...errors import ConversionError, reason_of
 from ...tokenization import CARRIED_FILES
 from ..checkpoint.output import REPORT_FILE
 from ..checkpoint.plan import check_shape, shapes_of_model
@@ -152,7 +152,7 @@ def check_code(folder: Path) -> None:
                 "save_pretrained, which writes it."
             ) from None
         except (SyntaxError, ValueError) as error:
-            raise ConversionError(f"{folder / name}: is not valid Python ({error}).") from error
+            raise ConversionError(f"{folder / name}: is not valid Python ({reason_of(error)}).") from error
         for node in ast.walk(tree):
             imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):

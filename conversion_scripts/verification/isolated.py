@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConversionError
+from ...errors import ConversionError, reason_of
 from ..checkpoint.output import write_json
 
 
@@ -45,5 +45,5 @@ def run_isolated(script: str, request: dict[str, Any], failure: str, **environme
         )
         if process.returncode != 0:
             lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-            raise ConversionError(f"{failure} ({lines[-1]}).")
+            raise ConversionError(f"{failure} ({reason_of(lines[-1])}).")
         return json.loads(result_file.read_text())

@@ -8,9 +8,10 @@ from typing import Any
 
 import psutil
 import torch
+import transformers
 
-from ...configuration_nexus import NexusConfig
-from ...errors import ConversionError
+from ...configuration_nexus import TESTED_TRANSFORMERS, NexusConfig
+from ...errors import VerificationError
 from ..checkpoint.output import REPORT_FILE, write_json
 from ..checkpoint.plan import parts_of
 from ..checkpoint.source import Checkpoint, Source, open_checkpoint, open_source, read_json
@@ -32,8 +33,8 @@ def verify(
         layer_by_layer: hold one layer of one model in memory at a time; done anyway if they would not fit.
 
     Raises:
-        `ConversionError`: they are not the same function, or one of them cannot be read. The message says which tensor,
-            or which layer and token, differs first.
+        `VerificationError`: they are not the same function; the message says which tensor, or which layer and token,
+            differs first. `ConversionError`: one of them cannot be read.
     """
     out = Path(out)
     figures = verify_opened(open_source(source, revision), out, layer_by_layer)
@@ -46,7 +47,7 @@ def verify(
 def verify_opened(source: Source, out: Path, layer_by_layer: bool = False) -> dict[str, Any]:
     config = read_json(out / "config.json", "is this a Nexus model?")
     if config.get("model_type") != "nexus":
-        raise ConversionError(f"{out}: is not a Nexus model (model_type={config.get('model_type')!r}).")
+        raise VerificationError(f"{out}: is not a Nexus model (model_type={config.get('model_type')!r}).")
     figures = compare_tensors(source, open_checkpoint(str(out), out, None, config))
     with spinner("comparing source and result in a fresh process"):
         figures |= compare_functions(source, out, config, layer_by_layer or not fits_in_memory(source))
@@ -66,10 +67,12 @@ def compare_tensors(source: Source, result: Checkpoint) -> dict[str, Any]:
             tensor = source.read(name)
             for target, expected in zip(targets, parts_of(source, name, tensor, config), strict=True):
                 if target not in result.shapes:
-                    raise ConversionError(f"{result.label}: lacks tensor {target!r}, which the source has as {name!r}.")
+                    raise VerificationError(
+                        f"{result.label}: lacks tensor {target!r}, which the source has as {name!r}."
+                    )
                 actual = result.read(target)
                 if expected.shape != actual.shape or not torch.equal(expected.to(actual.dtype), actual):
-                    raise ConversionError(
+                    raise VerificationError(
                         f"{result.label}: tensor {target!r} is the first that differs from its source {name!r}. If the "
                         "model was trained beyond its gates, this is so; otherwise convert again."
                     )
@@ -78,7 +81,7 @@ def compare_tensors(source: Source, result: Checkpoint) -> dict[str, Any]:
     added = set(result.shapes) - seen
     for target in sorted(added):
         if ".source_norm." not in target and ".self_attn.inner." not in target:
-            raise ConversionError(f"{result.label}: holds tensor {target!r}, which the source does not have.")
+            raise VerificationError(f"{result.label}: holds tensor {target!r}, which the source does not have.")
     sizes = {name: torch.Size(shape).numel() for name, shape in result.shapes.items()}
     return {
         "identical_tensors": len(seen),
@@ -117,23 +120,28 @@ def compare_functions(source: Source, out: Path, config: dict[str, Any], layer_b
 
 
 def judge(figures: dict[str, Any], out: Path) -> None:
-    """Raises `ConversionError` unless the figures are those of one function, and the controls those of another."""
+    """Raises `VerificationError` unless the figures are those of one function, and the controls those of another."""
     if "tokens_differ" in figures:
-        raise ConversionError(
+        raise VerificationError(
             f"{out}: the tokenizer makes other tokens of {figures['tokens_differ']!r} than its source."
         )
     if "chat_differs" in figures:
-        raise ConversionError(f"{out}: the chat template renders another prompt than the source's.")
+        raise VerificationError(f"{out}: the chat template renders another prompt than the source's.")
     if not figures["max_abs_logit_difference"] <= figures["tolerance"]:
         where, layer = figures["first_difference"], figures["first_differing_layer"]
-        raise ConversionError(
+        raise VerificationError(
             f"{out}: is not the same function as its source: logits differ by up to "
             f"{figures['max_abs_logit_difference']:.3g} (KL {figures['mean_kl']:.3g}), first at token "
             f"{where['position']} of passage {where['passage']}, though all weights are equal; "
             f"{'no hidden state differs' if layer is None else f'the first layer to differ is number {layer}'}."
         )
     if not figures["greedy_equal"]:
-        raise ConversionError(f"{out}: logits are equal but the greedy continuation is not: the KV cache is at fault.")
+        oldest, newest = TESTED_TRANSFORMERS
+        raise VerificationError(
+            f"{out}: computes its source's logits, but generates other tokens: with a KV cache it is another function. "
+            f"transformers {transformers.__version__} is installed, and Nexus was tested with {oldest} to {newest}; if "
+            "yours is another, install one of those and convert again."
+        )
     for control, difference in figures["negative_controls"].items():
         if not difference > CONTROL_FACTOR * figures["tolerance"]:
-            raise ConversionError(f"{out}: the check is blind: with {control} it still found no difference.")
+            raise VerificationError(f"{out}: the check is blind: with {control} it still found no difference.")

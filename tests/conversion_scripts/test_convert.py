@@ -183,6 +183,15 @@ def test_gguf_file_becomes_a_model_with_tokenizer_and_chat_template(as_folder, t
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "<|im_start|>user\nHello<|im_end|>\n"
 
 
+def test_gguf_file_without_a_tokenizer_becomes_a_model_without_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_file, "add_tokenizer", lambda writer: None)
+    report = convert(gguf_file.write(tmp_path / "tiny.gguf"), tmp_path / "out")
+    assert report["verification"]["max_abs_logit_difference"] == 0.0
+    assert report["tokenizer_files"] == []
+    assert report["tokenizer"]["warnings"] == ["There is no tokenizer beside the model."]
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+
+
 def test_report_pins_source_versions_and_command(llama_folder, tmp_path, nexus):
     assert nexus("convert", llama_folder, tmp_path / "out", "--no-verify")[0] == 0
     report = json.loads((tmp_path / "out" / "conversion_report.json").read_text())

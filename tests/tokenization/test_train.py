@@ -203,13 +203,13 @@ def test_no_learned_token_spells_a_special_token(tmp_path):
 
 def test_same_files_same_bytes(corpus, tmp_path):
     script = (
-        "import runpy, sys; train_tokenizer = runpy.run_path(sys.argv[1])['train_tokenizer']; "
-        "train_tokenizer(sys.argv[3:], 600).save_pretrained(sys.argv[2])"
+        "import sys; from nexus_transformers.tokenization import train_tokenizer; "
+        "train_tokenizer(sys.argv[2:], 600).save_pretrained(sys.argv[1])"
     )
     processes = []
     for name, hash_seed, threads, files in (("a", "1", "1", corpus), ("b", "2", "4", corpus[::-1])):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "RAYON_NUM_THREADS": threads}
-        command = [sys.executable, "-c", script, train.__file__, str(tmp_path / name), *map(str, files)]
+        command = [sys.executable, "-c", script, str(tmp_path / name), *map(str, files)]
         processes.append(subprocess.Popen(command, env=environment))
     assert [process.wait() for process in processes] == [0, 0]
     saved = [{file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in "ab"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import is_gguf_available
 
 import checkpoints
+import gguf_file
 
 
 def edit_config(**changes):
@@ -214,6 +217,7 @@ def assert_one_sentence(status, output, errors, parts):
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
     assert "Traceback" not in errors
+    assert not re.search(r"[.:;,]\)?[.:;,](\s|$)", errors), "punctuation twice"
     for part in parts:
         assert part in errors
 
@@ -268,6 +272,25 @@ def test_broken_and_ambiguous_gguf_files(tmp_path, nexus):
     assert_one_sentence(*nexus("convert", tmp_path / "a.gguf", tmp_path / "out"), ["a.gguf", "cannot read"])
     (tmp_path / "b.gguf").write_bytes(b"")
     assert_one_sentence(*nexus("convert", tmp_path, tmp_path.parent / "out"), ["a.gguf, b.gguf", "path of one of them"])
+
+
+def test_gguf_file_with_a_tokenizer_that_cannot_be_rebuilt(tmp_path, nexus, monkeypatch):
+    monkeypatch.setattr(gguf_file, "add_tokenizer", lambda writer: writer.add_tokenizer_model("unheard-of"))
+    file = gguf_file.write(tmp_path / "a.gguf")
+    parts = ["a.gguf", "cannot rebuild the tokenizer", "unheard-of", "safetensors"]
+    assert_one_sentence(*nexus("convert", file, tmp_path / "out"), parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_gguf_file_without_the_package_that_reads_it(tmp_path, nexus, monkeypatch):
+    file = gguf_file.write(tmp_path / "a.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.setattr("transformers.utils.import_utils._is_package_available", lambda *args, **kwargs: (False, "N/A"))
+    is_gguf_available.cache_clear()
+    try:
+        assert_one_sentence(*nexus("convert", file, tmp_path / "out"), ["a.gguf", "`pip install gguf`"])
+    finally:
+        is_gguf_available.cache_clear()
 
 
 def test_output_that_may_not_be_written(llama_folder, tmp_path, nexus):

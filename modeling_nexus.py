@@ -595,7 +595,10 @@ class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
 
         @functools.wraps(GenerationMixin.generate)
         def generate(self, *args, cache: Cache | None = None, past_key_values: Cache | None = None, **kwargs):
-            return super().generate(*args, past_key_values=one_of(cache, past_key_values), **kwargs)
+            cache = one_of(cache, past_key_values)
+            if cache is not None:  # beam search without a cache takes None, too, for one
+                kwargs["past_key_values"] = cache
+            return super().generate(*args, **kwargs)
 
     # `generate` takes `inputs_embeds` only where it finds it in this signature
     def prepare_inputs_for_generation(

@@ -206,7 +206,9 @@ class NexusAttentionCall(nn.Module):
         Returns the output (B, T, H*d), the attention map (B, H, T, S) or None, and the keys and values (B, G, S, d)
         that were attended to, which the next call of the layer takes as `attended`.
         """
-        if cache is not None:
+        if is_updated_by_the_attention_function(cache):
+            kwargs["cache"] = cache
+        elif cache is not None:
             if not self.new_keys:
                 key, value = attended
             elif not self.new_values and can_store_keys_alone(cache, self.layer_idx):
@@ -230,6 +232,11 @@ class NexusAttentionCall(nn.Module):
             **kwargs,
         )
         return attn_output.flatten(2), attn_weights, (key, value)
+
+
+def is_updated_by_the_attention_function(cache: Cache | None) -> bool:
+    """Paged caches were, before Transformers 5.24."""
+    return CACHE != "cache" and cache is not None and not isinstance(cache, Cache)
 
 
 def can_store_keys_alone(cache: Cache, slot: int) -> bool:
@@ -540,8 +547,6 @@ class NexusModel(NexusPreTrainedModel):
             cache = DynamicCache(config=self.config)
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             cache = None  # the backward pass runs every layer again, and would store its keys again
-        if cache is not None and not isinstance(cache, Cache) and CACHE != "cache":
-            kwargs["cache"], cache = cache, None  # a paged cache, which before 5.24 the attention function updates
         if position_ids is None:
             past_length = cache.get_seq_length() if cache is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_length)[None]
@@ -552,7 +557,7 @@ class NexusModel(NexusPreTrainedModel):
                 "config": self.config,
                 "inputs_embeds": inputs_embeds,
                 "attention_mask": attention_mask,
-                CACHE: cache,
+                CACHE: None if is_updated_by_the_attention_function(cache) else cache,
                 "position_ids": position_ids,
             }
             kinds = {layer.layer_type for layer in self.layers}

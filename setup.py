@@ -3,18 +3,9 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-PACKAGES = [
-    "",
-    ".conversion_scripts",
-    ".conversion_scripts.families",
-    ".conversion_scripts.checkpoint",
-    ".conversion_scripts.hub",
-    ".conversion_scripts.verification",
-    ".inspection",
-    ".tokenization",
-]
+FOLDERS = find_packages(include=["conversion_scripts*", "inspection*", "tokenization*"])
 
 # Lower ends: the oldest that are tested, see constraints-oldest.txt. Upper ends: the first that is untested, of those
 # whose releases have broken their users. Transformers does so in minor releases; `make test-next` tries the next one.
@@ -61,7 +52,7 @@ with TemporaryDirectory() as scratch:  # so that `pip install .` leaves nothing 
         classifiers=["Programming Language :: Python :: 3.11"],  # what it is tested with
         python_requires=">=3.11",  # as Transformers 5.23
         package_dir={"nexus_transformers": "."},
-        packages=["nexus_transformers" + package for package in PACKAGES],
+        packages=["nexus_transformers", *(f"nexus_transformers.{folder}" for folder in FOLDERS)],
         package_data={
             "nexus_transformers": ["model_card.md"],
             "nexus_transformers.conversion_scripts.hub": ["evidence.md"],

@@ -3,6 +3,7 @@
 import ast
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -112,10 +113,8 @@ print(json.dumps([type(model).__module__]))
         assert torch.equal(model(torch.arange(1, 10)[None])[0], torch.load(tmp_path / auto_class / "outputs.pt"))
 
 
-@pytest.mark.parametrize("train", ["lora", "gates"])
-def test_a_remote_model_is_fine_tuned_and_what_is_saved_carries_the_code(train, llama_folder, tmp_path):
-    if train == "lora":
-        pytest.importorskip("peft")
+def test_a_remote_model_is_fine_tuned_and_what_is_saved_carries_the_code(llama_folder, tmp_path):
+    train = "lora" if find_spec("peft") else "gates"
     convert(llama_folder, tmp_path / "model", verify=False)
     command = ["--train", train, "--steps", "4", "--length", "32", "--eval-blocks", "4", "--gate-learning-rate", "0.05"]
     script = """

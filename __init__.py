@@ -22,14 +22,16 @@ for _auto_class, _reference in AUTO_MAP.items():
         getattr(transformers, _auto_class).register(NexusConfig, _model_class, exist_ok=True)
         _model_class.register_for_auto_class(_auto_class)
 
-# With PEFT installed, LoRA has the same default targets as for Llama. PEFT has no way to register them but its table;
-# importing it costs 0.13 s after the 3.4 s of Transformers.
+# With PEFT installed, its methods have the same default targets as for Llama. PEFT has no way to register them but its
+# tables; importing them costs 0.13 s after the 3.4 s of Transformers.
 try:
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as _LORA_TARGETS
+    from peft.utils import constants as _peft_constants
 except ImportError:
     pass
 else:
-    _LORA_TARGETS.setdefault("nexus", ["q_proj", "v_proj"])
+    for _name, _targets in vars(_peft_constants).items():
+        if _name.startswith("TRANSFORMERS_MODELS_TO_") and "llama" in _targets:
+            _targets.setdefault("nexus", _targets["llama"])
 
 __all__ = [
     "NexusConfig",

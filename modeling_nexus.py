@@ -616,7 +616,9 @@ class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
             if cache.get_seq_length() <= rope["original_max_position_embeddings"] < input_ids.shape[1]:
                 cache, kwargs["next_sequence_length"] = None, None
         kwargs |= {CACHE: cache, "inputs_embeds": inputs_embeds}
-        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        inputs["past_key_values"] = inputs.pop(CACHE, None)  # PEFT's prompt tuning knows the cache by this name only
+        return inputs
 
     @can_return_tuple
     def forward(

@@ -81,8 +81,11 @@ def test_without_our_entry_lora_asks_for_target_modules(monkeypatch):
 
 
 def test_the_package_imports_without_peft(monkeypatch):
-    monkeypatch.setitem(sys.modules, "peft.utils.constants", None)
+    targets = peft.utils.constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    monkeypatch.delitem(targets, "nexus")
+    monkeypatch.setitem(sys.modules, "peft.utils", None)
     importlib.reload(nexus_transformers)
+    assert "nexus" not in targets
 
 
 @each_order

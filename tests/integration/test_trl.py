@@ -1,4 +1,4 @@
-"""SFT and DPO with TRL, under its own defaults: bfloat16 autocast and activation checkpointing."""
+"""SFT, DPO, GRPO and reward models with TRL, under its own defaults: bfloat16 autocast and activation checkpointing."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from isolated import run_isolated
-from nexus_transformers import NexusForCausalLM
+from nexus_transformers import NexusForCausalLM, NexusForSequenceClassification
 from nexus_transformers.conversion_scripts.convert import convert
 
 pytest.importorskip("trl")
@@ -101,6 +101,45 @@ def test_dpo_learns_a_preference(folder, tmp_path):
     assert losses[-1] < losses[0] / 2
     assert moved(trainer.model, folder) >= set(trainer.model.gates())
     assert not moved(trainer.ref_model, folder)
+
+
+def test_a_reward_model_learns_a_preference(folder, tmp_path):
+    from trl import RewardConfig, RewardTrainer
+
+    trainer = RewardTrainer(
+        model=NexusForSequenceClassification.from_pretrained(folder, num_labels=1),
+        args=RewardConfig(str(tmp_path), learning_rate=1e-2, **ARGUMENTS),
+        train_dataset=datasets.Dataset.from_list(DPO_DATA),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+    )
+    losses = train(trainer)
+    assert losses[-1] < losses[0] / 2
+
+
+def test_grpo_learns_what_is_rewarded(folder, tmp_path):
+    """Rewarded are tokens of even number, of 6 in a completion."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    def reward(completion_ids, **_):
+        return [float(sum(token % 2 == 0 for token in ids)) for ids in completion_ids]
+
+    trainer = GRPOTrainer(
+        model=NexusForCausalLM.from_pretrained(folder),
+        reward_funcs=reward,
+        args=GRPOConfig(
+            str(tmp_path),
+            num_generations=16,
+            max_completion_length=6,
+            learning_rate=0.05,
+            **ARGUMENTS | {"per_device_train_batch_size": 16},
+        ),
+        train_dataset=datasets.Dataset.from_list([{"prompt": PROMPT}] * 4),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+    )
+    train(trainer)
+    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    assert rewards[-1] > rewards[0] + 1
+    assert moved(trainer.model, folder) >= set(trainer.model.gates())
 
 
 @pytest.mark.slow

@@ -22,8 +22,8 @@ NAMES = {
 }
 
 
-def write(file: Path, tokenizer: str | None = "gpt2") -> Path:
-    """`tokenizer`: its kind; None for a file without one."""
+def write(file: Path, tokenizer: str | None = "whole") -> Path:
+    """`tokenizer`: "whole"; "broken", with a merge of tokens that it lacks; None for a file without one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     shape = {**checkpoints.SHAPE, "hidden_size": 64, "head_dim": 16}
@@ -42,7 +42,7 @@ def write(file: Path, tokenizer: str | None = "gpt2") -> Path:
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     if tokenizer:
-        add_tokenizer(writer, tokenizer)
+        add_tokenizer(writer, broken=tokenizer == "broken")
     for name, tensor in model.state_dict().items():
         if name != "lm_head.weight":
             writer.add_tensor(gguf_name(name), permuted(name, tensor, config).contiguous().numpy())
@@ -70,18 +70,19 @@ def permuted(name: str, weight: torch.Tensor, config: LlamaConfig) -> torch.Tens
     return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, kind: str) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, broken: bool) -> None:
     tokenizer = checkpoints.tokenizer()
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     special = set(tokenizer.all_special_tokens)
     vocabulary = sorted(model["vocab"], key=model["vocab"].get)
-    writer.add_tokenizer_model(kind)
+    writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(vocabulary)
     writer.add_token_types(
         [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in vocabulary]
     )
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    writer.add_token_merges([*merges, "no such"] if broken else merges)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(2)

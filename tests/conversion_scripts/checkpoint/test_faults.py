@@ -293,8 +293,8 @@ def test_gguf_file_without_the_package_that_reads_it(tmp_path, nexus, monkeypatc
     assert_one_sentence(*nexus("convert", tmp_path / "a.gguf", tmp_path / "out"), parts)
 
 
-def test_gguf_file_with_a_tokenizer_of_an_unknown_kind(tmp_path, nexus):
-    file = gguf_file.write(tmp_path / "source" / "a.gguf", tokenizer="word2vec")
+def test_gguf_file_with_a_broken_tokenizer(tmp_path, nexus):
+    file = gguf_file.write(tmp_path / "source" / "a.gguf", tokenizer="broken")
     parts = ["a.gguf: Transformers cannot read its tokenizer (", "Convert the original checkpoint"]
     assert_one_sentence(*nexus("convert", file, tmp_path / "out"), parts)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -11,8 +11,10 @@ if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 16
         "installed: pip install --upgrade transformers"
     )
 
+from collections.abc import Iterator  # noqa: E402
 from dataclasses import fields  # noqa: E402
 from difflib import get_close_matches  # noqa: E402
+from typing import NamedTuple  # noqa: E402
 
 from huggingface_hub.dataclasses import strict  # noqa: E402
 from transformers.activations import ACT2FN  # noqa: E402
@@ -37,6 +39,20 @@ QK_NORM_ACROSS_HEADS_TP_PLAN = {
 }
 QK_NORM_TP_PLANS = {False: {}, True: QK_NORM_TP_PLAN, "across_heads": QK_NORM_ACROSS_HEADS_TP_PLAN}
 
+BRANCHES = ("query", "key", "value")
+
+
+class AttentionCall(NamedTuple):
+    """One scaled-dot-product attention of a layer."""
+
+    name: str  # of its module in `self_attn`
+    level: int  # 1 to m: level m is the layer's own attention, `outer`; those below it are inner levels
+    projects: set[str]  # which of BRANCHES it projects anew; the rest it takes from the calls before it
+    stores: set[str]  # what it keeps in its cache slot: {"key", "value"}, {"key"} or nothing
+    num_query_heads: int
+    num_key_value_heads: int
+    slot: int = -1  # of the cache; a call that stores nothing attends to the slot of the call before it
+
 
 @strict
 class NexusConfig(PreTrainedConfig):
@@ -46,24 +62,30 @@ class NexusConfig(PreTrainedConfig):
 
     Args:
         attention_order (`int` or `list[int]`, *optional*):
-            The order m of each layer's attention: 1 is standard attention, m runs m - 1 inner passes whose output
-            replaces the layer's input as the source of queries and keys. A list gives one order per layer; by default
-            it is `[2, 1, 1, ...]`, which models language better at equal compute than nesting every layer, as the
-            paper does with 2 (see the project's RESULTS.md). May be overridden at load:
+            The order m of each layer's attention: 1 is standard attention; m has m - 1 inner levels, whose output
+            replaces the layer's input where queries and keys come from. A list gives one order per layer; by default
+            it is `[2, 1, 1, ...]`; the paper nests every layer, `2`. May be overridden at load:
             `from_pretrained(..., attention_order=1)`.
-        refine_query (`bool`, defaults to `True`): Queries of level i >= 1 come from the output of level i - 1.
-        refine_key (`bool`, defaults to `True`):
-            Keys of level i >= 1 come from the output of level i - 1. If off, the keys of all levels coincide and the
-            KV cache is no larger than that of standard attention.
-        share_projections (`bool`, defaults to `True`):
-            All levels use the same W_Q, W_K, W_V, W_O (the paper). If off, the inner levels of a layer use one second
-            set of their own; for ablations.
-        source_gate (`bool`, defaults to `False`):
-            Each inner level and branch owns a learned scalar g, and its source is lerp(X, inner output, g). Off means
-            g = 1, the paper. Conversion of a pretrained checkpoint turns it on and starts at g = 0.
-        source_gate_init (`float`, defaults to 0.0): Value that newly created gates start from, usually in [0, 1].
-        normalize_source (`bool`, defaults to `True`):
-            Rescale every inner output, per token and without parameters, to the root mean square of the layer's input.
+        refine_query, refine_key (`bool`, default to `True`):
+            Which projections read the output of the inner level. With `refine_key` off, "shared" attention needs no
+            more cache than standard attention.
+        refine_value (`bool`, defaults to `False`):
+            The last level's values come from the inner level too (the paper's Nexus-QKV). Not with "self".
+        inner_attention (`str`, defaults to `"shared"`):
+            What an inner level is. `"shared"` (Eq. 12): attention over the tokens with the layer's own W_Q, W_K, W_V.
+            `"separate"` (Table 2, "Shared: No"): for each refined projection one attention with weights of its own;
+            order 2 at most. `"self"` (Eq. 7 to 9): queries attend to queries and keys to keys, without any weights.
+        inner_output_projection (`bool`, defaults to `False`):
+            Multiply the inner output by W_O before it is projected again: by the layer's own if "shared", by one more
+            matrix if "separate". Not in the paper. Needed where the heads are not as wide as the model,
+            `num_attention_heads * head_dim != hidden_size`. Not with "self".
+        inner_scale (`bool`, defaults to `True`):
+            Rescale every inner output, per token and without parameters, to the root mean square of what it replaces.
+            Not in the paper.
+        inner_gate (`bool`, defaults to `False`):
+            Each inner level and branch has a learned scalar g, which blends what is refined (0) and what it is refined
+            to (1). Off means g = 1, the paper. Conversion of a pretrained checkpoint turns it on and starts at 0.
+        inner_gate_init (`float`, defaults to 0.0): Value that newly created gates start from, usually in [0, 1].
         vocab_size (`int`, defaults to 49152): Rows of the embedding, and logits per token.
         hidden_size (`int`, defaults to 576): Width of the residual stream.
         intermediate_size (`int`, defaults to 1536): Width inside the feed-forward block.
@@ -117,6 +139,8 @@ class NexusConfig(PreTrainedConfig):
         [2, 1, 1, 1]
         >>> config.num_hidden_layers  # cache slots: two for the nested layer, one for each of the others
         5
+        >>> [call.name for call in config.attention_calls()[0]]
+        ['inner_1', 'outer']
     """
 
     model_type = "nexus"
@@ -127,20 +151,17 @@ class NexusConfig(PreTrainedConfig):
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
     }
-    base_model_pp_plan = {
-        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
-        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
-        "norm": (["hidden_states"], ["hidden_states"]),
-    }
 
     # What makes it Nexus
     attention_order: int | list[int] | tuple[int, ...] | None = None
     refine_query: bool = True
     refine_key: bool = True
-    share_projections: bool = True
-    source_gate: bool = False
-    source_gate_init: float | int = 0.0
-    normalize_source: bool = True
+    refine_value: bool = False
+    inner_attention: str = "shared"
+    inner_output_projection: bool = False
+    inner_scale: bool = True
+    inner_gate: bool = False
+    inner_gate_init: float | int = 0.0
 
     # The decoder around it
     vocab_size: int = 49152
@@ -187,11 +208,7 @@ class NexusConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.attention_out_bias is None:
             self.attention_out_bias = self.attention_bias
-        # Rules by what there is: Transformers warns of rules that apply to nothing.
-        plan = ATTENTION_TP_PLAN | QK_NORM_TP_PLANS.get(self.qk_norm, {})
-        if not self.share_projections:
-            plan |= {name.replace("self_attn", "self_attn.inner"): rule for name, rule in plan.items()}
-        self.base_model_tp_plan = self.base_model_tp_plan | plan
+        self.base_model_tp_plan = self.base_model_tp_plan | self.attention_tp_plan()
         # A folder that `save_pretrained` writes must load through every Auto class, not only the one that saved it.
         kwargs["auto_map"] = dict(AUTO_MAP)
         super().__post_init__(**kwargs)
@@ -202,27 +219,50 @@ class NexusConfig(PreTrainedConfig):
         order = self.attention_order
         return [order] * self.num_layers if isinstance(order, int) else list(order)
 
-    def num_key_sets(self, order: int) -> int:
-        """How many different sets of keys a layer of this order makes; each is one slot of the KV cache."""
-        if order == 1 or self.refine_key:
-            return order
-        return 1 if self.share_projections else 2
+    def refined(self, order: int, level: int) -> list[str]:
+        """The branches that an inner level of a layer of this order refines: values in the last one only."""
+        flags = {"query": self.refine_query, "key": self.refine_key, "value": self.refine_value and level == order - 1}
+        return [branch for branch in BRANCHES if flags[branch]]
+
+    def attention_calls(self) -> list[list[AttentionCall]]:
+        """The attention calls of each decoder layer, in the order in which it makes them."""
+        layers, slot = [], -1
+        for order in self.layer_orders:
+            layers.append([])
+            for call in CALLS[self.inner_attention](self, order):
+                slot += bool(call.stores)
+                layers[-1].append(call._replace(slot=slot))
+        return layers
 
     @property
     def num_hidden_layers(self) -> int:
         """Cache slots of the whole model. The number of decoder layers is `num_layers`."""
-        return sum(self.num_key_sets(order) for order in self.layer_orders)
+        return len(self.layer_types)
 
     @property
     def layer_types(self) -> list[str]:
         """The kind of each slot of the KV cache, by which cache classes and masks are chosen."""
         windowed = range(self.num_layers) if self.sliding_layers is None else self.sliding_layers
         types = []
-        for layer, order in enumerate(self.layer_orders):
+        for layer, calls in enumerate(self.attention_calls()):
             is_windowed = self.sliding_window is not None and layer in windowed
             kind = "sliding_attention" if is_windowed else "full_attention"
-            types += [kind] * self.num_key_sets(order)
+            types += [kind for call in calls if call.stores]
         return types
+
+    def attention_tp_plan(self) -> dict[str, str]:
+        """Rules for what there is only: Transformers warns of rules that apply to nothing."""
+        plan = ATTENTION_TP_PLAN | QK_NORM_TP_PLANS.get(self.qk_norm, {})
+        orders = self.layer_orders
+        if None in orders or max(orders, default=1) == 1:
+            return plan
+        if self.inner_attention == "separate":
+            inner = {name: rule for name, rule in plan.items() if self.inner_output_projection or "o_proj" not in name}
+            for branch in self.refined(order=2, level=1):
+                plan |= {name.replace("self_attn", f"self_attn.inner_{branch}"): rule for name, rule in inner.items()}
+        if self.inner_attention == "self" and self.inner_gate and self.qk_norm != "across_heads":
+            plan["layers.*.self_attn.inner_norm"] = "replicated_with_grad_allreduce"  # it acts on a process's own heads
+        return plan
 
     @num_hidden_layers.setter
     def num_hidden_layers(self, value):
@@ -238,10 +278,6 @@ class NexusConfig(PreTrainedConfig):
             raise ValueError(
                 f"attention_order={self.attention_order} has {len(self.attention_order)} entries, but "
                 f"num_layers={self.num_layers}; give one order per layer, or a single integer for all."
-            )
-        if any(order > 1 for order in orders) and not (self.refine_query or self.refine_key):
-            raise ValueError(
-                "refine_query=False and refine_key=False leave nothing to nest: turn one on, or set attention_order=1."
             )
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_attention_heads"):
             if getattr(self, name) < 1:
@@ -274,6 +310,73 @@ class NexusConfig(PreTrainedConfig):
             raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; choose one of {', '.join(ACT2FN)}.")
         if self.head_dim < 1 or self.head_dim % 2 != 0:
             raise ValueError(f"head_dim={self.head_dim}: rotary embedding needs an even, positive head size.")
+        self.check_inner_attention(max(orders))
+
+    def check_inner_attention(self, order: int):
+        kind = self.inner_attention
+        if kind not in CALLS:
+            raise ValueError(f"inner_attention={kind!r}: choose 'shared', 'separate' or 'self'.")
+        if kind == "self" and self.refine_value:
+            raise ValueError("refine_value=True: inner_attention='self' refines queries and keys only; turn it off.")
+        if kind == "self" and self.inner_output_projection:
+            raise ValueError("inner_output_projection=True: inner_attention='self' has no projections; turn it off.")
+        if order == 1:
+            return
+        if not (self.refine_query or self.refine_key or self.refine_value):
+            raise ValueError(
+                "refine_query, refine_key and refine_value are all off, which leaves nothing to nest: turn one on, or "
+                "set attention_order=1."
+            )
+        if order > 2 and not (self.refine_query or self.refine_key):
+            raise ValueError(
+                f"attention_order={self.attention_order}: values are refined once. Turn on refine_query or refine_key, "
+                "or set attention_order=2."
+            )
+        if kind == "separate" and order > 2:
+            raise ValueError(
+                f"attention_order={self.attention_order}: inner_attention='separate' is defined up to order 2; set "
+                "attention_order=2 or inner_attention='shared'."
+            )
+        width = self.num_attention_heads * self.head_dim
+        if kind != "self" and not self.inner_output_projection and width != self.hidden_size:
+            raise ValueError(
+                f"num_attention_heads * head_dim = {width}, but hidden_size={self.hidden_size}: an inner output as wide "
+                "as the heads cannot be projected again. Set inner_output_projection=True."
+            )
+
+
+def shared_calls(config: NexusConfig, order: int) -> Iterator[AttentionCall]:
+    for level in range(1, order + 1):
+        projects = set(config.refined(order, level - 1)) if level > 1 else set(BRANCHES)
+        stores = projects - {"query"}
+        if stores:
+            stores.add("key")  # a slot needs keys
+        yield call("outer" if level == order else f"inner_{level}", level, projects, stores, config)
+
+
+def separate_calls(config: NexusConfig, order: int) -> Iterator[AttentionCall]:
+    everything = set(BRANCHES)
+    for branch in config.refined(order, level=1) if order > 1 else []:
+        yield call(f"inner_{branch}.attention", 1, everything, {"key", "value"}, config)
+    yield call("outer", order, everything, {"key", "value"}, config)
+
+
+def self_calls(config: NexusConfig, order: int) -> Iterator[AttentionCall]:
+    """An inner call attends to what it queries with, and mixes the same: its keys are its values."""
+    for level in range(1, order):
+        for branch in config.refined(order, level):
+            heads = config.num_attention_heads if branch == "query" else config.num_key_value_heads
+            projects = {branch} if level == 1 else set()
+            yield AttentionCall(f"inner_{branch}_{level}", level, projects, {"key"}, heads, heads)
+    projects = set(BRANCHES) - set(config.refined(order, level=1) if order > 1 else [])
+    yield call("outer", order, projects, {"key", "value"}, config)
+
+
+def call(name: str, level: int, projects: set[str], stores: set[str], config: NexusConfig) -> AttentionCall:
+    return AttentionCall(name, level, projects, stores, config.num_attention_heads, config.num_key_value_heads)
+
+
+CALLS = {"shared": shared_calls, "separate": separate_calls, "self": self_calls}
 
 
 NUM_HIDDEN_LAYERS_IS_DERIVED = (
@@ -292,6 +395,11 @@ def refuse_unknown_fields(arguments: dict) -> None:
         raise ValueError(NUM_HIDDEN_LAYERS_IS_DERIVED.format(value=arguments["num_hidden_layers"]))
     if "layer_types" in arguments:
         raise ValueError("layer_types is derived, one entry per cache slot: set sliding_window and sliding_layers.")
+    if "share_projections" in arguments:
+        raise ValueError(
+            "This is a model of Nexus 0.1 (its config has `share_projections`), which 0.2 cannot run: convert its "
+            "source again, or load it with trust_remote_code=True where nexus-transformers is not installed."
+        )
     names = {field.name for field in fields(NexusConfig)}
     for name in arguments:
         if name in ("rope_theta", "rope_scaling") or hasattr(PreTrainedConfig, name):

@@ -2,19 +2,20 @@
 """
 Nexus: a decoder-only language model with nested ("higher-order") attention, after arXiv 2512.03377.
 
-In standard attention the query and key of a token are a linear map of that token alone. In Nexus they are a linear map
-of what an *inner* attention gathered for that token, recursively and with the same weights at every level:
+In standard attention the query and key of a token are a linear map of that token alone. In Nexus they come from what an
+*inner* attention gathered for that token, recursively. Order m = 1 is standard attention; m has m - 1 inner levels. By
+default all levels use the same weights ("shared", the paper's Eq. 12):
 
-    A_0(X)   = X
-    A_i+1(X) = Attend( A_i(X) W_Q , A_i(X) W_K , X W_V ) W_O        i = 0 ... m-1
-    Nexus(X) = A_m(X)
+    A_0      = X
+    A_i+1    = Attend( A_i W_Q , A_i W_K , X W_V )                   i = 0 ... m-2, the inner levels
+    Nexus(X) = Attend( A_m-1 W_Q , A_m-1 W_K , X W_V ) W_O
 
-Order m = 1 is standard attention. `NexusAttention.forward` is this loop; everything else here is a decoder in the
+`NexusSharedAttention.forward` is this loop. `NexusSeparateAttention` has inner attentions with weights of their own
+(Table 2), `NexusSelfAttention` has no weights at all in them (Eq. 7 to 9). Everything else here is a decoder in the
 manner of Llama, with the switches that make it a Mistral, Qwen2, Qwen3, Phi-3, OLMo 2 or GPT-NeoX:
 - causal attention with grouped keys/values, rotary positions on the queries and keys of every level
-- values are never refined: computed once per layer, and kept once in the KV cache
-- source scale: each inner output is brought to the RMS of X before it is projected again
-- source gate (optional): one scalar per layer, level and branch moves the source from X (0) to the inner output (1)
+- inner scale: each inner output is brought to the RMS of what it replaces
+- inner gate (optional): one scalar per layer, level and branch moves from the unrefined (0) to the refined (1)
 
 Shapes in comments: B batch, T new tokens, S all tokens (cached and new), D hidden size, H heads, G key/value heads,
 d head size.
@@ -51,14 +52,14 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_nexus import TESTED_TRANSFORMERS, NexusConfig
+from .configuration_nexus import BRANCHES, TESTED_TRANSFORMERS, AttentionCall, NexusConfig
 
 logger = logging.get_logger(__name__)
 
 
 def is_gate(name: str) -> bool:
-    """Whether a parameter is a source gate, by its name in a model or a checkpoint."""
-    return ".source_norm." in name
+    """Whether a parameter is a gate, by its name in a model or a checkpoint."""
+    return ".inner_norm." in name
 
 
 # Trainer's label smoothing shifts the labels only of classes that this table names.
@@ -173,21 +174,16 @@ class NexusAttentionCall(nn.Module):
     """
     One scaled-dot-product attention: one level of one layer. It has no parameters, and is a module of its own so that
     caches, attention backends and serving engines see what every other model shows them, one attention per `layer_idx`.
-
-    `new_queries`, `new_keys` and `new_values` say what this level computes anew; the rest it takes from the level
-    before. New keys get a cache slot, `layer_idx`; a call without new keys attends to those of the slot before it.
     """
 
-    def __init__(self, config: NexusConfig, layer_idx: int, new_queries: bool, new_keys: bool, new_values: bool):
+    def __init__(self, config: NexusConfig, call: AttentionCall):
         super().__init__()
         self.config = config
-        self.layer_idx = layer_idx
-        self.layer_type = config.layer_types[layer_idx]
+        self.layer_idx = call.slot
+        self.layer_type = config.layer_types[call.slot]
         self.sliding_window = config.sliding_window if self.layer_type == "sliding_attention" else None
-        self.new_queries = new_queries
-        self.new_keys = new_keys
-        self.new_values = new_values
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.stores = call.stores
+        self.num_key_value_groups = call.num_query_heads // call.num_key_value_heads
         self.scaling = config.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
@@ -204,16 +200,18 @@ class NexusAttentionCall(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, torch.Tensor]]:
         """
         Returns the output (B, T, H*d), the attention map (B, H, T, S) or None, and the keys and values (B, G, S, d)
-        that were attended to, which the next call of the layer takes as `attended`.
+        that were attended to. A call that does not store both takes those of the call before it as `attended`; without
+        them its keys are its values.
         """
         if is_updated_by_the_attention_function(cache):
             kwargs["cache"] = cache
         elif cache is not None:
-            if not self.new_keys:
+            if not self.stores:
                 key, value = attended
-            elif not self.new_values and can_store_keys_alone(cache, self.layer_idx):
+            elif "value" not in self.stores and can_store_keys_alone(cache, self.layer_idx):
                 key, _ = cache.update(key, key[..., :0], self.layer_idx)
-                value = attended[1]  # as `update` returned them: a slot may be cropped, quantized or on another device
+                # as `update` returned them: a slot may be cropped, quantized or on another device
+                value = key if attended is None else attended[1]
             else:
                 key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)  # paged caches change kwargs
 
@@ -231,7 +229,8 @@ class NexusAttentionCall(nn.Module):
             sliding_window=self.sliding_window,
             **kwargs,
         )
-        return attn_output.flatten(2), attn_weights, (key, value)
+        batch, _, length, _ = query.shape
+        return attn_output.reshape(batch, length, -1), attn_weights, (key, value)
 
 
 def is_updated_by_the_attention_function(cache: Cache | None) -> bool:
@@ -253,73 +252,69 @@ def can_store_keys_alone(cache: Cache, slot: int) -> bool:
     return not layer.is_initialized or layer.values.shape[-1] == 0
 
 
-class NexusSourceNorm(nn.Module):
+class NexusInnerNorm(nn.Module):
     """
-    Makes the sources of the next level's queries and keys from an inner output A and the layer's input X. Per token:
+    Puts an inner output A in the place of X, which it refines. Per token (and in "self", per head):
 
-        R = A * sqrt(mean(X^2) + eps) / sqrt(mean(A^2) + eps)         source = lerp(X, R, g)
+        R = A * sqrt(mean(X^2) + eps) / sqrt(mean(A^2) + eps)         refined = lerp(X, R, g)
 
-    W_Q and W_K were learned (or pretrained) on X, so R has the scale of X; eps on both sides keeps all-zero rows
-    (padding) finite, backwards too. g = 0 gives X bit for bit; g = 1, or no gate, gives R, which is the paper.
+    The projections were learned (or pretrained) on X, so R has the scale of X; eps on both sides keeps all-zero rows
+    (padding) finite, backwards too. g = 0 gives X bit for bit; g = 1, or no gate, gives R.
 
     The gates, one per level and branch, live here as parameters of shape (1,): FSDP2 rejects 0-d parameters,
-    PEFT's `modules_to_save=["source_norm"]` saves modules only, and Trainer decays no weight under a name in `_norm`.
+    PEFT's `modules_to_save=["inner_norm"]` saves modules only, and Trainer decays no weight under a name in `_norm`.
     """
 
     eps = 1e-6
 
     def __init__(self, config: NexusConfig, order: int):
         super().__init__()
-        self.normalize = config.normalize_source
-        self.refine = {"query": config.refine_query, "key": config.refine_key}
-        self.gated = config.source_gate
+        self.scaled = config.inner_scale
+        self.gated = config.inner_gate
         if self.gated:
             for level in range(1, order):
-                for branch in ("query", "key"):
-                    if self.refine[branch]:
-                        self.register_parameter(f"{branch}_gate_{level}", nn.Parameter(torch.empty(1)))
+                for branch in config.refined(order, level):
+                    self.register_parameter(f"{branch}_gate_{level}", nn.Parameter(torch.empty(1)))
 
     def forward(
-        self, hidden_states: torch.Tensor, attn_output: torch.Tensor, level: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """X and A, (B, T, D) each, and the level, counted from 0 -> its query source and key source, (B, T, D) each."""
-        if self.normalize:
-            attn_output = attn_output * (self.energy(hidden_states) / self.energy(attn_output)).sqrt()
-        attn_output = attn_output.to(hidden_states.dtype)  # they differ under autocast
-        query_source = self.interpolate("query", hidden_states, attn_output, level)
-        key_source = self.interpolate("key", hidden_states, attn_output, level)
-        return query_source, key_source
-
-    def interpolate(self, branch: str, hidden_states: torch.Tensor, refined: torch.Tensor, level: int) -> torch.Tensor:
-        if not self.refine[branch]:
-            return hidden_states
+        self, unrefined: torch.Tensor, inner: torch.Tensor, level: int, branches: list[str]
+    ) -> dict[str, torch.Tensor]:
+        """X and A, (..., D) each, the inner level, from 1, and the branches it refines -> what each becomes."""
+        if self.scaled:
+            inner = inner * (self.energy(unrefined) / self.energy(inner)).sqrt()
+        inner = inner.to(unrefined.dtype)  # they differ under autocast
         if not self.gated:
-            return refined
-        gate = getattr(self, f"{branch}_gate_{level}")
-        return torch.lerp(hidden_states, refined, gate.to(refined.dtype))  # lerp is exact at 0 and at 1
+            return dict.fromkeys(branches, inner)
+        gates = {branch: getattr(self, f"{branch}_gate_{level}").to(inner.dtype) for branch in branches}
+        return {branch: torch.lerp(unrefined, inner, gate) for branch, gate in gates.items()}  # exact at 0 and 1
 
     def energy(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """D (mean(x^2) + eps), (B, T, D) -> (B, T, 1), at least float32. A norm needs no second tensor of its size."""
+        """D (mean(x^2) + eps), (..., D) -> (..., 1), at least float32. A norm needs no second tensor of its size."""
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         norm = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=dtype)
         return norm.square() + self.eps * hidden_states.shape[-1]
 
 
 class NexusProjections(nn.Module):
-    """W_Q, W_K, W_V, W_O under the names that every tool knows. Queries, keys, values: (B, T, D) -> (B, *, T, d)."""
+    """
+    W_Q, W_K, W_V and, unless `output` is off, W_O under the names that every tool knows. Queries, keys, values:
+    (B, T, D) -> (B, *, T, d).
+    """
 
-    def __init__(self, config: NexusConfig):
+    def __init__(self, config: NexusConfig, output: bool = True):
         super().__init__()
         self.head_dim = config.head_dim
-        query_size = config.num_attention_heads * config.head_dim
+        self.query_size = config.num_attention_heads * config.head_dim
         key_value_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
+        self.q_proj = nn.Linear(config.hidden_size, self.query_size, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_out_bias)
+        if output:
+            self.o_proj = nn.Linear(self.query_size, config.hidden_size, bias=config.attention_out_bias)
         self.norm_across_heads = config.qk_norm == "across_heads"
-        sizes = (query_size, key_value_size) if self.norm_across_heads else (config.head_dim, config.head_dim)
+        sizes = (self.query_size, key_value_size) if self.norm_across_heads else (config.head_dim, config.head_dim)
         self.q_norm, self.k_norm = (rms_norm(config, size) if config.qk_norm else nn.Identity() for size in sizes)
+        self.inner_output_projection = config.inner_output_projection
 
     def query(self, source: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return rotate(self.normed_heads(self.q_norm, self.q_proj(source)), *position_embeddings).transpose(1, 2)
@@ -336,6 +331,18 @@ class NexusProjections(nn.Module):
     def heads(self, projected: torch.Tensor) -> torch.Tensor:
         return projected.unflatten(-1, (-1, self.head_dim))
 
+    def inner_output(self, attn_output: torch.Tensor) -> torch.Tensor:
+        """The output of an inner level, (B, T, H*d), as wide as what the next level projects, (B, T, D)."""
+        if self.inner_output_projection:
+            return self.o_proj(attn_output)
+        if attn_output.shape[-1] == self.query_size:
+            return attn_output
+        # Under tensor parallelism a process has some of the heads, and projects all of them.
+        from torch.distributed.tensor import DTensor, Replicate, Shard
+
+        sharded = DTensor.from_local(attn_output, self.q_proj.weight.device_mesh, [Shard(-1)], run_check=False)
+        return sharded.redistribute(placements=[Replicate()]).to_local()
+
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """
@@ -350,65 +357,110 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
 
 class NexusAttention(NexusProjections):
     """
-    The nested attention of one layer: `order` levels over the same tokens, of which the last one, `outer`, is the
-    layer's attention and the ones before it, `inner_1`, `inner_2`, ..., refine its queries and keys.
+    The attention of one layer. Its last call, `outer`, is the layer's own attention; the ones before it are inner
+    levels, which refine its queries, keys or values. Its subclasses are the three kinds of inner attention.
 
-    The weights do not depend on the order. With `share_projections` (the paper) all levels use this module's own; if
-    off, the inner levels use the second set `inner`.
+    `forward`: X (B, T, D), cos and sin (B, T, 1, r) each, the mask, the cache -> (B, T, D).
     """
 
-    def __init__(self, config: NexusConfig, order: int, first_slot: int):
+    def __init__(self, config: NexusConfig, calls: list[AttentionCall]):
         super().__init__(config)
-        self.order = order
-        if order > 1:
-            self.source_norm = NexusSourceNorm(config, order)
-        unshared = order > 1 and not config.share_projections
-        self.inner = NexusProjections(config) if unshared else None
+        self.calls = calls
+        self.order = calls[-1].level
+        # the branches that each inner level refines
+        self.refined = {level: config.refined(self.order, level) for level in range(1, self.order)}
+        if self.order > 1:
+            self.inner_norm = NexusInnerNorm(config, self.order)
+        self.add_calls(config)
 
-        slot = first_slot - 1
-        for level in range(order):
-            fresh = level == 0 or (unshared and level == order - 1)  # the first level to use these weights
-            new_keys = fresh or config.refine_key
-            slot += new_keys
-            call = NexusAttentionCall(config, slot, fresh or config.refine_query, new_keys, new_values=fresh)
-            self.add_module(self.call_name(level), call)
-
-    def call_name(self, level: int) -> str:
+    def add_calls(self, config: NexusConfig):
         # One integer per module path at most: serving engines read the decoder layer's number from it.
-        return "outer" if level == self.order - 1 else f"inner_{level + 1}"
+        for call in self.calls:
+            self.add_module(call.name, NexusAttentionCall(config, call))
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,  # X, (B, T, D)
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],  # cos and sin, (B, T, 1, r) each
-        attention_mask: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        query_source = key_source = hidden_states
+
+class NexusSharedAttention(NexusAttention):
+    """Every level projects with the layer's own weights (Eq. 12)."""
+
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, cache=None, **kwargs) -> torch.Tensor:
+        source = dict.fromkeys(BRANCHES, hidden_states)
         attended = None
-        for level in range(self.order):
-            call = getattr(self, self.call_name(level))
-            weights = self if self.inner is None or level == self.order - 1 else self.inner
-            if call.new_queries:
-                query = weights.query(query_source, position_embeddings)
-            if call.new_keys:
-                key = weights.key(key_source, position_embeddings)
-            if call.new_values:
-                value = weights.value(hidden_states)
-            attn_output, _, attended = call(query, key, value, attention_mask, cache, attended, **kwargs)
-            attn_output = weights.o_proj(attn_output)
-            if level < self.order - 1:
-                query_source, key_source = self.source_norm(hidden_states, attn_output, level + 1)
-        return attn_output
+        for call in self.calls:
+            if "query" in call.projects:
+                query = self.query(source["query"], position_embeddings)
+            if "key" in call.projects:
+                key = self.key(source["key"], position_embeddings)
+            if "value" in call.projects:
+                value = self.value(source["value"])
+            attend = getattr(self, call.name)
+            attn_output, _, attended = attend(query, key, value, attention_mask, cache, attended, **kwargs)
+            if call.level < self.order:
+                inner = self.inner_output(attn_output)
+                source |= self.inner_norm(hidden_states, inner, call.level, self.refined[call.level])
+        return self.o_proj(attn_output)
+
+
+class NexusInnerAttention(NexusProjections):
+    """One inner attention with weights of its own, (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: NexusConfig, call: AttentionCall):
+        super().__init__(config, output=config.inner_output_projection)
+        self.attention = NexusAttentionCall(config, call)
+
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, cache=None, **kwargs) -> torch.Tensor:
+        query, key = self.query(hidden_states, position_embeddings), self.key(hidden_states, position_embeddings)
+        attn_output, _, _ = self.attention(query, key, self.value(hidden_states), attention_mask, cache, **kwargs)
+        return self.inner_output(attn_output)
+
+
+class NexusSeparateAttention(NexusAttention):
+    """Each refined projection has one inner attention of its own, `inner_query`, ... (Table 2, "Shared: No")."""
+
+    def add_calls(self, config: NexusConfig):
+        for call in self.calls[:-1]:
+            self.add_module(call.name.split(".")[0], NexusInnerAttention(config, call))
+        self.outer = NexusAttentionCall(config, self.calls[-1])
+
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, cache=None, **kwargs) -> torch.Tensor:
+        source = dict.fromkeys(BRANCHES, hidden_states)
+        for branch in self.refined.get(1, []):
+            inner_attention = getattr(self, f"inner_{branch}")
+            inner = inner_attention(hidden_states, position_embeddings, attention_mask, cache, **kwargs)
+            source |= self.inner_norm(hidden_states, inner, 1, [branch])
+        query = self.query(source["query"], position_embeddings)
+        key = self.key(source["key"], position_embeddings)
+        attn_output, _, _ = self.outer(query, key, self.value(source["value"]), attention_mask, cache, **kwargs)
+        return self.o_proj(attn_output)
+
+
+class NexusSelfAttention(NexusAttention):
+    """Head by head, queries attend to queries and keys to keys, after rotation and without weights (Eq. 7 to 9)."""
+
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, cache=None, **kwargs) -> torch.Tensor:
+        heads = {
+            "query": self.query(hidden_states, position_embeddings),
+            "key": self.key(hidden_states, position_embeddings),
+        }
+        for level, branches in self.refined.items():
+            for branch in branches:
+                attend, x = getattr(self, f"inner_{branch}_{level}"), heads[branch]
+                attn_output, _, _ = attend(x, x, x, attention_mask, cache, **kwargs)
+                inner = self.heads(attn_output).transpose(1, 2)
+                heads |= self.inner_norm(x, inner, level, [branch])
+        value = self.value(hidden_states)
+        attn_output, _, _ = self.outer(heads["query"], heads["key"], value, attention_mask, cache, **kwargs)
+        return self.o_proj(attn_output)
+
+
+ATTENTIONS = {"shared": NexusSharedAttention, "separate": NexusSeparateAttention, "self": NexusSelfAttention}
 
 
 class NexusDecoderLayer(GradientCheckpointingLayer):
-    def __init__(self, config: NexusConfig, order: int, first_slot: int):
+    def __init__(self, config: NexusConfig, calls: list[AttentionCall]):
         super().__init__()
-        self.first_slot = first_slot
-        self.layer_type = config.layer_types[first_slot]  # full or sliding: which mask it takes
-        self.self_attn = NexusAttention(config, order, first_slot)
+        self.first_slot = calls[0].slot
+        self.layer_type = config.layer_types[self.first_slot]  # full or sliding: which mask it takes
+        self.self_attn = ATTENTIONS[config.inner_attention](config, calls)
         self.mlp = NexusMLP(config)
         self.post_norm = config.norm_position == "post"
         if not self.post_norm:
@@ -469,9 +521,9 @@ class NexusPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, NexusSourceNorm):
+        if isinstance(module, NexusInnerNorm):
             for gate in module.parameters():
-                init.constant_(gate, self.config.source_gate_init)
+                init.constant_(gate, self.config.inner_gate_init)
 
     def save_pretrained(self, *args, **kwargs):
         """As always. FSDP2 puts a class of its own over a model's, whose code is PyTorch's and not what to carry."""
@@ -482,7 +534,7 @@ class NexusPreTrainedModel(PreTrainedModel):
         super().save_pretrained(*args, **kwargs)
 
     def gates(self) -> dict[str, nn.Parameter]:
-        """All source gates by name, each of shape (1,); empty without `source_gate` or at order 1."""
+        """All gates by name, each of shape (1,); empty without `inner_gate` or at order 1."""
         # Under PEFT a module that is trained keeps its original beside it, out of use.
         named = self.named_parameters()
         return {name: gate for name, gate in named if is_gate(name) and ".original_module." not in name}
@@ -503,11 +555,7 @@ class NexusModel(NexusPreTrainedModel):
         warn_if_untested()
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList()
-        first_slot = 0
-        for order in config.layer_orders:
-            self.layers.append(NexusDecoderLayer(config, order, first_slot))
-            first_slot += config.num_key_sets(order)
+        self.layers = nn.ModuleList([NexusDecoderLayer(config, calls) for calls in config.attention_calls()])
         self.norm = residual_norm(config)
         self.rotary_emb = NexusRotaryEmbedding(config)
         self.gradient_checkpointing = False
@@ -587,7 +635,6 @@ class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: NexusConfig):

@@ -16,7 +16,7 @@ VARIANTS = {
     "order 1": {"attention_order": 1},
     "order 2": {"attention_order": 2},
     "order 3": {"attention_order": 3},
-    "order 2, gates": {"attention_order": 2, "source_gate": True},
+    "order 2, gates": {"attention_order": 2, "inner_gate": True},
     "order 2, queries only": {"attention_order": 2, "refine_key": False},
     "first layer only": {"attention_order": [2]},  # filled up with order 1
 }

@@ -99,7 +99,7 @@ def convert(
         report["tokenizer"] = tokenizer or check_fitting(folder, config.vocab_size)
         report["model"] |= {
             "attention_order": config.attention_order,
-            "source_gate": config.source_gate,
+            "inner_gate": config.inner_gate,
             "gate_init": gate_init,
             "dtype": str(config.dtype).removeprefix("torch."),
             "gates": gates(plan),
@@ -133,8 +133,8 @@ def nexus_config(
         config = NexusConfig(
             **fields,
             attention_order=order,
-            source_gate=gate_init is not None and nested,
-            source_gate_init=gate_init or 0.0,
+            inner_gate=gate_init is not None and nested,
+            inner_gate_init=gate_init or 0.0,
             dtype=dtype or source.dtype,
         )
     except (StrictDataclassError, ValueError) as error:

@@ -82,7 +82,7 @@ def check_standard(nexus: Nexus) -> None:
     config = nexus.config
     if max(config.layer_orders) == 1:
         return
-    if not config.source_gate:
+    if not config.inner_gate:
         raise ConversionError(
             f"{nexus.label}: is nested without gates (attention_order={config.attention_order}), which no standard "
             "model computes. Only models of order 1 or with closed gates can be converted back."

@@ -56,15 +56,15 @@ def make_trainable(model, train: str):
 
         # `modules_to_save` trains the gates beside the adapters.
         settings = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-        return get_peft_model(model, LoraConfig(**settings, modules_to_save=["source_norm"]))
+        return get_peft_model(model, LoraConfig(**settings, modules_to_save=["inner_norm"]))
     return model
 
 
 def optimizer(model, learning_rate: float | None, gate_learning_rate: float) -> torch.optim.Optimizer:
     """AdamW with a learning rate of their own for the gates: they are few, and need a larger one than weights."""
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    gates = [parameter for name, parameter in trainable.items() if ".source_norm." in name]
-    others = [parameter for name, parameter in trainable.items() if ".source_norm." not in name]
+    gates = [parameter for name, parameter in trainable.items() if ".inner_norm." in name]
+    others = [parameter for name, parameter in trainable.items() if ".inner_norm." not in name]
     groups = [{"params": gates, "lr": gate_learning_rate}, {"params": others, "lr": learning_rate}]
     return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
 

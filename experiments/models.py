@@ -21,11 +21,11 @@ VARIANTS = {
     "order 3, first layer": {"attention_order": [3]},
     "order 2, first layer, queries only": {"attention_order": [2], "refine_key": False},
     "order 2, first layer, keys only": {"attention_order": [2], "refine_query": False},
-    "order 2, first layer, no source scale": {"attention_order": [2], "normalize_source": False},
+    "order 2, first layer, no source scale": {"attention_order": [2], "inner_scale": False},
     "order 2, queries only": {"attention_order": 2, "refine_key": False},
     "order 2, keys only": {"attention_order": 2, "refine_query": False},
-    "order 2, no source scale": {"attention_order": 2, "normalize_source": False},
-    "order 2, gates from 0": {"attention_order": 2, "source_gate": True},
+    "order 2, no source scale": {"attention_order": 2, "inner_scale": False},
+    "order 2, gates from 0": {"attention_order": 2, "inner_gate": True},
     "order 2, unshared": {"attention_order": 2, "share_projections": False},
     "looped": {"attention_order": 1},  # every layer applied twice in a row, with the same weights
     "inside heads": {"attention_order": 1},  # another reading of the paper, see `InsideHeads`

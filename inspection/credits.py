@@ -72,7 +72,7 @@ class Refinement:
         self.weights = projections_of(attention, level)
         self.inner, self.call = calls[level - 1], calls[level]
         self.cos, self.sin = (part[0] for part in position_embeddings)
-        norm = attention.source_norm
+        norm = attention.inner_norm
         output = projections_of(attention, level - 1).o_proj
         gathered = output(self.inner.output)
         self.scale = torch.ones_like(hidden_states[:, :1])

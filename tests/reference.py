@@ -14,7 +14,7 @@ import torch
 
 Weights = dict[str, torch.Tensor]
 
-SOURCE_EPS = 1e-6
+SCALE_EPS = 1e-6
 
 
 def logits(
@@ -46,25 +46,57 @@ def logits(
 
 
 def nexus_attention(x, weights: Weights, config, order: int, position_ids, visible) -> torch.Tensor:
-    """A_0 = X;  A_i+1 = Attend(source_q W_Q, source_k W_K, X W_V) W_O;  the result is A_order. (B, T, D) -> same."""
+    """X, (B, T, D) -> what the layer adds to the residual stream, (B, T, D)."""
     theta = config.rope_parameters["rope_theta"]
-    refined_branches = {"query": config.refine_query, "key": config.refine_key}
-    source = {"query": x, "key": x}
-    attended = x
-    for level in range(order):
-        if level > 0:
-            scale = root_mean_square(x) / root_mean_square(attended) if config.normalize_source else 1.0
-            for branch, refine in refined_branches.items():
-                gate = weights[f"source_norm.{branch}_gate_{level}"] if refine and config.source_gate else 1.0
-                source[branch] = (1 - gate) * x + gate * scale * attended if refine else x
 
-        last = level == order - 1
-        own = weights if config.share_projections or last else below(weights, "inner")
-        query = rotate(split_heads(linear(own, "q_proj", source["query"]), config.head_dim), position_ids, theta)
-        key = rotate(split_heads(linear(own, "k_proj", source["key"]), config.head_dim), position_ids, theta)
-        value = split_heads(linear(own, "v_proj", x), config.head_dim)
-        attended = linear(own, "o_proj", attend(query, key, value, visible))
-    return attended
+    def query(own: Weights, source):
+        return rotate(split_heads(linear(own, "q_proj", source), config.head_dim), position_ids, theta)
+
+    def key(own: Weights, source):
+        return rotate(split_heads(linear(own, "k_proj", source), config.head_dim), position_ids, theta)
+
+    def value(own: Weights, source):
+        return split_heads(linear(own, "v_proj", source), config.head_dim)
+
+    def attention(own: Weights, query_source, key_source, value_source):
+        return attend(query(own, query_source), key(own, key_source), value(own, value_source), visible)
+
+    def refined(branch: str, level: int, before, inner):
+        """What a level makes of a branch: `before` if that branch is not refined."""
+        if not getattr(config, f"refine_{branch}"):
+            return before
+        scale = root_mean_square(before) / root_mean_square(inner) if config.inner_scale else 1.0
+        gate = weights[f"inner_norm.{branch}_gate_{level}"] if config.inner_gate else 1.0
+        return (1 - gate) * before + gate * scale * inner
+
+    def project_inner(own: Weights, inner):
+        return linear(own, "o_proj", inner) if config.inner_output_projection else inner
+
+    if config.inner_attention == "shared":  # A_i+1 = Attend(A_i W_Q, A_i W_K, X W_V), Eq. 12
+        query_source = key_source = value_source = x
+        for level in range(1, order):
+            inner = project_inner(weights, attention(weights, query_source, key_source, x))
+            query_source = refined("query", level, x, inner)
+            key_source = refined("key", level, x, inner)
+            if level == order - 1:
+                value_source = refined("value", level, x, inner)
+        return linear(weights, "o_proj", attention(weights, query_source, key_source, value_source))
+
+    if config.inner_attention == "separate":  # the sources are outputs of attention layers of their own, Table 2
+        sources = []
+        for branch in ("query", "key", "value"):
+            own = below(weights, f"inner_{branch}")
+            is_nested = order > 1 and getattr(config, f"refine_{branch}")
+            inner = project_inner(own, attention(own, x, x, x)) if is_nested else None
+            sources.append(refined(branch, 1, x, inner) if is_nested else x)
+        return linear(weights, "o_proj", attention(weights, *sources))
+
+    # Q' = softmax(Q Q^T / sqrt(d)) Q and K' = softmax(K K^T / sqrt(d)) K, Eq. 7 and 8, (B, *, T, d) each
+    q, k = query(weights, x), key(weights, x)
+    for level in range(1, order):
+        q = refined("query", level, q, split_heads(attend(q, q, q, visible), config.head_dim))
+        k = refined("key", level, k, split_heads(attend(k, k, k, visible), config.head_dim))
+    return linear(weights, "o_proj", attend(q, k, value(weights, x), visible))
 
 
 def attend(query, key, value, visible) -> torch.Tensor:
@@ -100,7 +132,7 @@ def rms_norm(x, weight, eps: float) -> torch.Tensor:
 
 
 def root_mean_square(x) -> torch.Tensor:
-    return (x.pow(2).mean(-1, keepdim=True) + SOURCE_EPS).sqrt()
+    return (x.pow(2).mean(-1, keepdim=True) + SCALE_EPS).sqrt()
 
 
 def linear(weights: Weights, name: str, x) -> torch.Tensor:

@@ -150,8 +150,8 @@ def test_rope_keywords_are_folded_into_rope_parameters(keywords, rope_parameters
         ("hidden_size", {"hidden_size": 32.0}),
         ("num_layers", {"num_layers": True}),
         ("refine_key", {"refine_key": 1}),
-        ("source_gate", {"source_gate": "yes"}),
-        ("source_gate_init", {"source_gate_init": "0.1"}),
+        ("inner_gate", {"inner_gate": "yes"}),
+        ("inner_gate_init", {"inner_gate_init": "0.1"}),
         ("rms_norm_eps", {"rms_norm_eps": None}),
         ("rope_parameters", {"rope_parameters": 500.0}),
         ("hidden_act", {"hidden_act": "swish2"}),
@@ -177,7 +177,7 @@ def test_order_1_needs_no_branch_to_refine():
 
 
 @pytest.mark.parametrize("value", [0, 1])
-@pytest.mark.parametrize("name", ["source_gate_init", "attention_dropout"])
+@pytest.mark.parametrize("name", ["inner_gate_init", "attention_dropout"])
 def test_whole_numbers_are_accepted_where_they_are_the_natural_values(name, value):
     assert getattr(tiny(**{name: value}), name) == value
 
@@ -192,7 +192,7 @@ def test_num_hidden_layers_cannot_be_given(tmp_path):
         NexusConfig.from_pretrained(tmp_path, num_hidden_layers=3)
 
 
-@pytest.mark.parametrize("name", ["atention_order", "source_gates", "num_layer", "hidden_sizes", "tie_word_embedding"])
+@pytest.mark.parametrize("name", ["atention_order", "inner_gates", "num_layer", "hidden_sizes", "tie_word_embedding"])
 def test_a_misspelt_field_is_refused_with_the_nearest_name(name):
     with pytest.raises(INVALID, match=rf"no field '{name}'. Did you mean '\w+'\?"):
         tiny(**{name: 2})
@@ -297,9 +297,9 @@ EFFECTS = {  # field: (changed value, what shows the change, what else must be s
     "refine_query": (False, logits, {}),
     "refine_key": (False, logits, {}),
     "share_projections": (False, parameter_shapes, {}),
-    "source_gate": (True, parameter_shapes, {}),
-    "source_gate_init": (0.5, logits, {"source_gate": True}),
-    "normalize_source": (False, logits, {}),
+    "inner_gate": (True, parameter_shapes, {}),
+    "inner_gate_init": (0.5, logits, {"inner_gate": True}),
+    "inner_scale": (False, logits, {}),
     "vocab_size": (67, parameter_shapes, {}),
     "hidden_size": (48, parameter_shapes, {}),
     "intermediate_size": (40, parameter_shapes, {}),

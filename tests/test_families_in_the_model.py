@@ -123,7 +123,7 @@ def pair(family, order, implementation, tied=False):
     shared = {**SHAPE, **{key: value for key, value in source_options.items() if key in NexusConfig.__annotations__}}
     shared["rms_norm_eps"] = 1e-6
     config = NexusConfig(
-        num_layers=3, attention_order=order, source_gate=True, tie_word_embeddings=tied, **{**shared, **options}
+        num_layers=3, attention_order=order, inner_gate=True, tie_word_embeddings=tied, **{**shared, **options}
     )
     config._attn_implementation = implementation
     model = NexusForCausalLM(config).eval()

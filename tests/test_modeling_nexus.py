@@ -19,7 +19,7 @@ from nexus_transformers import NexusConfig, NexusForCausalLM
 
 TINY = {
     "attention_order": 3,
-    "source_gate": True,
+    "inner_gate": True,
     "vocab_size": 61,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -34,6 +34,9 @@ TINY = {
     "pad_token_id": 0,
 }
 
+SEPARATE = {"inner_attention": "separate", "attention_order": 2}
+SELF = {"inner_attention": "self"}
+
 NESTINGS = {
     "order 1": {"attention_order": 1},
     "order 2": {"attention_order": 2},
@@ -41,21 +44,37 @@ NESTINGS = {
     "orders 3, 1, 2": {"attention_order": [3, 1, 2], "num_layers": 3},
     "only queries": {"refine_key": False},
     "only keys": {"refine_query": False},
-    "unshared, order 2": {"share_projections": False, "attention_order": 2},
-    "unshared, order 3": {"share_projections": False},
-    "unshared, only queries": {"share_projections": False, "refine_key": False},
-    "unshared, only keys": {"share_projections": False, "refine_query": False},
+    "only values": {"refine_query": False, "refine_key": False, "refine_value": True, "attention_order": 2},
+    "values too": {"refine_value": True},
+    "keys and values": {"refine_query": False, "refine_value": True},
+    "queries and values": {"refine_key": False, "refine_value": True},
+    "W_O between levels": {"inner_output_projection": True},
+    "separate queries": {**SEPARATE, "refine_key": False},
+    "separate queries and keys": SEPARATE,
+    "separate queries, keys, values": {**SEPARATE, "refine_value": True},
+    "separate keys": {**SEPARATE, "refine_query": False},
+    "separate, W_O between levels": {**SEPARATE, "refine_value": True, "inner_output_projection": True},
+    "separate, order 1": {**SEPARATE, "attention_order": 1},
+    "self": {**SELF, "attention_order": 2},
+    "self, order 3": SELF,
+    "self, order 1": {**SELF, "attention_order": 1},
+    "self, only queries": {**SELF, "refine_key": False},
+    "self, only keys": {**SELF, "refine_query": False},
 }
 
 VARIANTS = {
-    "no gates": {"source_gate": False},
-    "no source scale": {"normalize_source": False},
-    "neither": {"source_gate": False, "normalize_source": False},
+    "no gates": {"inner_gate": False},
+    "no scale": {"inner_scale": False},
+    "neither": {"inner_gate": False, "inner_scale": False},
+    "self, neither": {**SELF, "inner_gate": False, "inner_scale": False},
+    "self, multi-head": {**SELF, "num_key_value_heads": 4},
+    "separate, neither": {**SEPARATE, "inner_gate": False, "inner_scale": False},
     "multi-head": {"num_key_value_heads": 4},
     "multi-query": {"num_key_value_heads": 1},
-    "wide heads": {"head_dim": 16},
+    "wide heads": {"head_dim": 16, "inner_output_projection": True},
+    "self, wide heads": {**SELF, "head_dim": 16},
     "biases": {"attention_bias": True, "mlp_bias": True},
-    "unshared, biases": {"share_projections": False, "attention_bias": True},
+    "separate, biases": {**SEPARATE, "attention_bias": True},
     "untied": {"tie_word_embeddings": False},
 }
 
@@ -145,10 +164,10 @@ def test_the_gradient_is_that_of_the_definition(changes):
 
 
 def test_the_source_scale_is_computed_in_float32():
-    source_norm = build(source_gate=False).model.layers[0].self_attn.source_norm
+    inner_norm = build(inner_gate=False).model.layers[0].self_attn.inner_norm
     x, attended = torch.randn(2, 5, 32) * 1000, torch.randn(2, 5, 32)  # squares of x overflow float16
     expected = attended * reference.root_mean_square(x) / reference.root_mean_square(attended)
-    query_source, key_source = source_norm(x.half(), attended.half(), level=1)
+    query_source, key_source = inner_norm(x.half(), attended.half(), level=1)
     assert query_source.dtype == torch.float16 and torch.equal(query_source, key_source)
     torch.testing.assert_close(query_source.float(), expected, atol=0, rtol=2e-3)
 
@@ -157,12 +176,12 @@ def test_the_source_scale_is_computed_in_float32():
     "changes, wrong",
     [
         ({}, {"attention_order": 2}),
-        ({"source_gate": False, "attention_order": 2}, {"attention_order": 3}),
-        ({"source_gate": False, "attention_order": [3, 2]}, {"attention_order": [2, 3]}),
-        ({}, {"normalize_source": False}),
+        ({"inner_gate": False, "attention_order": 2}, {"attention_order": 3}),
+        ({"inner_gate": False, "attention_order": [3, 2]}, {"attention_order": [2, 3]}),
+        ({}, {"inner_scale": False}),
         ({}, {"refine_query": False}),
         ({}, {"refine_key": False}),
-        ({}, {"source_gate": False}),
+        ({}, {"inner_gate": False}),
         ({"share_projections": False}, {"share_projections": True}),
         ({}, {"rope_parameters": {"rope_theta": 505.0}}),
     ],
@@ -225,7 +244,7 @@ def test_a_slightly_open_gate_is_not_llama(order):
 @each_nesting
 def test_open_gates_are_no_gates_bit_for_bit(changes, dtype):
     gated, ids = build(gate=1.0, **changes).to(dtype), token_ids()
-    plain = build(**changes, source_gate=False).to(dtype)
+    plain = build(**changes, inner_gate=False).to(dtype)
     assert not gates(plain)
     plain.load_state_dict({name: tensor for name, tensor in gated.state_dict().items() if "_gate_" not in name})
     assert torch.equal(gated(ids).logits, plain(ids).logits)
@@ -248,7 +267,7 @@ def test_a_token_affects_its_own_and_later_logits_only(changes, backend):
 
 @each_side
 @each_backend
-@pytest.mark.parametrize("changes", [{}, {"source_gate": False}, {"share_projections": False}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"inner_gate": False}, {"share_projections": False}], ids=str)
 def test_padding_rows_of_zeros_give_finite_logits_and_gradients(changes, backend, side):
     model, inputs = build(backend, **changes).train(), padded(side)
     assert not model.get_input_embeddings()(inputs["input_ids"])[inputs["attention_mask"] == 0].any()
@@ -433,10 +452,10 @@ def test_gradient_checkpointing_changes_no_gradient(changes):
     assert_close(gradients(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("normalize_source", [True, False])
+@pytest.mark.parametrize("inner_scale", [True, False])
 @pytest.mark.parametrize("dtype, moves", [(torch.float32, True), (torch.bfloat16, False)], ids=str)
-def test_gates_train_in_float32_under_autocast_and_stand_still_in_bfloat16(dtype, moves, normalize_source):
-    model, ids = build(gate=0.05, normalize_source=normalize_source).to(dtype).train(), token_ids()
+def test_gates_train_in_float32_under_autocast_and_stand_still_in_bfloat16(dtype, moves, inner_scale):
+    model, ids = build(gate=0.05, inner_scale=inner_scale).to(dtype).train(), token_ids()
     before = {name: gate.item() for name, gate in gates(model).items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
     for _ in range(3):
@@ -584,7 +603,7 @@ def test_a_nested_model_loads_as_a_standard_one(tmp_path):
 
 @pytest.mark.parametrize("order", [3, [1, 3]], ids=str)
 def test_the_order_can_be_chosen_at_load(order, tmp_path):
-    model, ids = build(attention_order=2, source_gate_init=0.25), token_ids()
+    model, ids = build(attention_order=2, inner_gate_init=0.25), token_ids()
     model.save_pretrained(tmp_path)
     loaded = NexusForCausalLM.from_pretrained(tmp_path, attention_order=order)
     assert loaded.config.attention_order == order

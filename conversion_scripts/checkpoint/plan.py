@@ -45,7 +45,7 @@ def plan_nexus(source: Source, config: NexusConfig, dtype: torch.dtype | None) -
             )
     for target, tensor in expected.items():
         if is_gate(target):
-            gate = partial(torch.full, tensor.shape, float(config.source_gate_init))
+            gate = partial(torch.full, tensor.shape, float(config.inner_gate_init))
             plan[target] = Planned(tensor.to(config.dtype), gate, "--gate-init")
         elif target not in plan and not (config.tie_word_embeddings and target in source.family.optional):
             raise CheckpointError(f"{source.label}: lacks tensor {target!r}; the checkpoint is incomplete.")

@@ -37,7 +37,7 @@ ROPE_FIELDS = {
 # Fields of a NexusConfig that say nothing about the function of its last levels, which is what a source computes
 NESTING_FIELDS = frozenset(
     """
-    attention_order refine_query refine_key share_projections source_gate source_gate_init normalize_source use_cache
+    attention_order refine_query refine_key share_projections inner_gate inner_gate_init inner_scale use_cache
     classifier_dropout
     """.split()
 )

@@ -97,7 +97,7 @@ def fits_in_memory(source: Checkpoint) -> bool:
 
 def compare_functions(source: Source, nexus: Nexus, layer_by_layer: bool) -> dict[str, Any]:
     """Runs both models in a fresh process, see isolated_check.py."""
-    nested_without_gates = not nexus.config.source_gate and max(nexus.config.layer_orders) > 1
+    nested_without_gates = not nexus.config.inner_gate and max(nexus.config.layer_orders) > 1
     # Where the source multiplies fused weights, products are rounded otherwise: float32 keeps the difference small.
     dtype = "float32" if source.family.fused else nexus.raw_config.get("dtype") or "float32"
     request = {

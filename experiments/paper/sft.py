@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
         "preset": run.preset,
         "data": Path(source).name if Path(source).exists() else source,
         "epochs": round(trainer.state.epoch, 4),
-        "gate_learning_rate": run.gate_learning_rate if model.config.source_gate else None,
+        "gate_learning_rate": run.gate_learning_rate if model.config.inner_gate else None,
     }
     record.save_run(trainer, output, Path(run.out), start, sequences, facts)
 

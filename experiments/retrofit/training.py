@@ -61,7 +61,7 @@ def make_trainable(model: NexusForCausalLM, trained: str, gate_start: float = 0.
     if trained.startswith("LoRA"):
         from peft import LoraConfig, get_peft_model  # seconds, which the other runs need not wait
 
-        saved = ["source_norm"] if "gates" in trained else None
+        saved = ["inner_norm"] if "gates" in trained else None
         model = get_peft_model(model, LoraConfig(**LORA, modules_to_save=saved))
         return model, list(model.get_base_model().gates().values())
     if trained == "gates":

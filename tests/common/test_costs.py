@@ -28,7 +28,7 @@ VARIANTS = {
     "keys only": {"attention_order": 3, "refine_query": False},
     "unshared": {"attention_order": 3, "share_projections": False},
     "unshared, queries only": {"attention_order": 3, "share_projections": False, "refine_key": False},
-    "gates": {"attention_order": 2, "source_gate": True},
+    "gates": {"attention_order": 2, "inner_gate": True},
     "plain MLP, untied": {"mlp_gated": False, "tie_word_embeddings": False},
     "llama": None,
 }

@@ -66,7 +66,7 @@ def test_converted_model_equals_its_source(source_options, order, tmp_path, nexu
     assert all(difference > 0 for difference in figures["negative_controls"].values())
 
     expected, actual = weights(source), weights(tmp_path / "out")
-    gates = {name for name in actual if ".source_norm." in name}
+    gates = {name for name in actual if ".inner_norm." in name}
     assert set(actual) - gates == set(expected)
     for name, tensor in expected.items():
         assert actual[name].dtype == tensor.dtype

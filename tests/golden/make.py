@@ -16,7 +16,8 @@ config = NexusConfig(
     num_attention_heads=4,
     num_key_value_heads=2,
     attention_order=[3, 2],
-    source_gate=True,
+    inner_output_projection=True,
+    inner_gate=True,
     initializer_range=0.4,
     rope_parameters={"rope_type": "default", "rope_theta": 4321.0},
 )

@@ -264,7 +264,7 @@ def test_closed_gates_are_said_and_open_ones_drawn(driver, tmp_path):
         hidden_size=32,
         intermediate_size=32,
         vocab_size=checkpoints.VOCAB_SIZE,
-        source_gate=True,
+        inner_gate=True,
         initializer_range=0.3,
     )
     model = NexusForCausalLM(config)

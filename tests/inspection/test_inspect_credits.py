@@ -28,7 +28,7 @@ VARIANTS = {
     "unshared": {"share_projections": False, "attention_order": 3},
     "norms": {"qk_norm": True},
     "norms across heads": {"qk_norm": "across_heads"},
-    "no source norm": {"normalize_source": False, "initializer_range": 0.15},
+    "no source norm": {"inner_scale": False, "initializer_range": 0.15},
     "partial rotary": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
     "yarn": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
     "window": {"sliding_window": 5, "sliding_layers": [0]},
@@ -63,7 +63,7 @@ def test_credits_add_up_to_the_logit_above_the_mean_of_its_row(variant):
                 wanted = (logits - logits.nanmean(-1, keepdim=True))[i, j]
                 for branch in ("query", "key"):
                     credits = finder.refinements[level].credits(branch, head, i, j)
-                    if not attention.source_norm.refine[branch]:
+                    if not attention.inner_norm.refine[branch]:
                         assert credits.abs().max() == 0
                         continue
                     torch.testing.assert_close(credits.sum((0, 2)), wanted, atol=2e-4, rtol=1e-3)
@@ -74,7 +74,7 @@ def test_credits_add_up_to_the_logit_above_the_mean_of_its_row(variant):
 
 
 @pytest.mark.parametrize("branch", ["query", "key"])
-@pytest.mark.parametrize("fields", [{}, {"source_gate": True, "source_gate_init": 0.4, "attention_bias": True}])
+@pytest.mark.parametrize("fields", [{}, {"inner_gate": True, "inner_gate_init": 0.4, "attention_bias": True}])
 def test_a_credit_is_what_the_logits_lose_without_the_message(fields, branch):
     """Takes one message out of one source, norm held, and projects again with the model's own layers."""
     model = NexusForCausalLM._from_config(NexusConfig(**SHAPE | fields), attn_implementation="eager").eval()

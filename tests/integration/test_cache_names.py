@@ -19,8 +19,8 @@ from nexus_transformers import (
 NAMES = ["cache", "past_key_values"]
 CONFIG = {
     "attention_order": [3, 1, 2],
-    "source_gate": True,
-    "source_gate_init": 0.5,  # open: what a level does is seen
+    "inner_gate": True,
+    "inner_gate_init": 0.5,  # open: what a level does is seen
     "vocab_size": 61,
     "hidden_size": 32,
     "intermediate_size": 48,

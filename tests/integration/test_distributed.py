@@ -85,7 +85,7 @@ def save_model(folder: Path, **changes) -> str:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "initializer_range": 0.2,
-        "source_gate_init": 0.3,
+        "inner_gate_init": 0.3,
         "eos_token_id": None,
     }
     model = NexusForCausalLM(NexusConfig(**shape | changes))
@@ -123,7 +123,7 @@ def worst(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) ->
 
 
 def group(name: str) -> str:
-    return "gates" if ".source_norm." in name else name
+    return "gates" if ".inner_norm." in name else name
 
 
 def assert_same(result: dict, loss: torch.Tensor, gradients: dict[str, torch.Tensor], case: str) -> None:
@@ -137,24 +137,24 @@ def test_ddp_with_activation_checkpointing(tmp_path):
     cases = []
     for order in (2, 3):
         for changes in (
-            {"source_gate": True},
-            {"source_gate": False},
-            {"source_gate": True, "share_projections": False},
-            {"source_gate": False, "share_projections": False},
-            {"source_gate": True, "refine_key": False},
+            {"inner_gate": True},
+            {"inner_gate": False},
+            {"inner_gate": True, "share_projections": False},
+            {"inner_gate": False, "share_projections": False},
+            {"inner_gate": True, "refine_key": False},
         ):
             model = save_model(tmp_path, attention_order=order, **changes)
             for reentrant in (None, True, False):
                 case = {"kind": "ddp", "model": model, "reentrant": reentrant}
                 cases.append({"name": f"{model}.reentrant={reentrant}", **case})
-                if changes == {"source_gate": True}:
+                if changes == {"inner_gate": True}:
                     cases.append({"name": f"{model}.reentrant={reentrant}.gates", **case, "gates_only": True})
     cases.append({"name": "other_data", "kind": "ddp", "model": cases[0]["model"], "other_data": True})
     results = run_cases(cases, tmp_path)
 
     for case in cases:
         model, loss, gradients = single_process(tmp_path / case["model"], case.get("gates_only", False))
-        assert bool(model.gates().keys() & gradients.keys()) == model.config.source_gate
+        assert bool(model.gates().keys() & gradients.keys()) == model.config.inner_gate
         assert (len(gradients) == len(model.gates())) == case.get("gates_only", False)
         for result in results[case["name"]]:
             # recomputed layers show that checkpointing was on
@@ -170,15 +170,15 @@ def test_fsdp2_shards_every_layer_and_trains_the_same(tmp_path):
     cases = []
     for changes in (
         {"attention_order": 1},
-        {"attention_order": 2, "source_gate": True},
-        {"attention_order": 3, "source_gate": True, "qk_norm": True},
-        {"attention_order": 3, "source_gate": True, "share_projections": False, "tie_word_embeddings": False},
-        {"attention_order": 3, "source_gate": False},
+        {"attention_order": 2, "inner_gate": True},
+        {"attention_order": 3, "inner_gate": True, "qk_norm": True},
+        {"attention_order": 3, "inner_gate": True, "share_projections": False, "tie_word_embeddings": False},
+        {"attention_order": 3, "inner_gate": False},
     ):
         model = save_model(tmp_path, **changes)
         for kind in ("fsdp", "fsdp_config"):  # torch's own call, and what Transformers makes of its plan
             cases.append({"name": f"{model}.{kind}", "kind": kind, "model": model})
-    gated = save_model(tmp_path, attention_order=2, source_gate=True)
+    gated = save_model(tmp_path, attention_order=2, inner_gate=True)
     cases.append({"name": "checkpointing", "kind": "fsdp", "model": gated, "reentrant": False})
     cases.append({"name": "gates", "kind": "fsdp", "model": gated, "gates_only": True})
     cases.append({"name": "other_data", "kind": "fsdp", "model": gated, "other_data": True})
@@ -210,7 +210,7 @@ def test_fsdp2_shards_every_layer_and_trains_the_same(tmp_path):
 @pytest.mark.slow
 def test_tensor_parallelism_shards_every_projection_and_trains_and_generates_the_same(tmp_path):
     models = [
-        save_model(tmp_path, attention_order=order, source_gate=True, share_projections=shared, **changes)
+        save_model(tmp_path, attention_order=order, inner_gate=True, share_projections=shared, **changes)
         for order in (1, 2, 3)
         for shared, changes in (
             (True, {}),
@@ -219,18 +219,18 @@ def test_tensor_parallelism_shards_every_projection_and_trains_and_generates_the
             (False, {"num_key_value_heads": 4, "tie_word_embeddings": False}),
         )
     ]
-    models.append(save_model(tmp_path, attention_order=2, source_gate=False))
-    models.append(save_model(tmp_path, attention_order=3, source_gate=True, refine_key=False))
-    models.append(save_model(tmp_path, attention_order=2, source_gate=True, attention_bias=True, mlp_bias=True))
-    models.append(save_model(tmp_path, attention_order=2, source_gate=True, mlp_gated=False, parallel_residual=True))
+    models.append(save_model(tmp_path, attention_order=2, inner_gate=False))
+    models.append(save_model(tmp_path, attention_order=3, inner_gate=True, refine_key=False))
+    models.append(save_model(tmp_path, attention_order=2, inner_gate=True, attention_bias=True, mlp_bias=True))
+    models.append(save_model(tmp_path, attention_order=2, inner_gate=True, mlp_gated=False, parallel_residual=True))
     olmo2 = {"qk_norm": "across_heads", "norm_position": "post"}
-    models.append(save_model(tmp_path, attention_order=2, source_gate=True, **olmo2))
+    models.append(save_model(tmp_path, attention_order=2, inner_gate=True, **olmo2))
     cases = [{"name": model, "kind": "tp", "model": model} for model in models]
     for reentrant in (True, False):
-        model = save_model(tmp_path, attention_order=3, source_gate=True, share_projections=False, qk_norm=True)
+        model = save_model(tmp_path, attention_order=3, inner_gate=True, share_projections=False, qk_norm=True)
         cases.append({"name": f"reentrant={reentrant}", "kind": "tp", "model": model, "reentrant": reentrant})
     # Each process sees half of the heads, so a norm over heads that does not sum its gradient has half of it.
-    model = save_model(tmp_path, attention_order=2, source_gate=True, share_projections=True, qk_norm=True)
+    model = save_model(tmp_path, attention_order=2, inner_gate=True, share_projections=True, qk_norm=True)
     cases.append({"name": "unsummed", "kind": "tp", "model": model, "without_rules": ["q_norm", "k_norm"]})
     results = run_cases(cases, tmp_path)
 
@@ -329,7 +329,7 @@ print(json.dumps({"class": type(model).__name__, "logits": model(torch.arange(8)
 
 def test_a_model_that_fsdp2_sharded_carries_our_code_and_not_pytorch_s(tmp_path):
     """FSDP2 puts a class of its own over the model's, and Transformers saves the code of the class it finds."""
-    source = tmp_path / save_model(tmp_path, attention_order=2, source_gate=True)
+    source = tmp_path / save_model(tmp_path, attention_order=2, inner_gate=True)
     launch([sys.executable, "-c", SHARD_AND_SAVE, source, tmp_path / "out"], tmp_path)
     assert {path.name for path in (tmp_path / "out").glob("*.py")} == {"configuration_nexus.py", "modeling_nexus.py"}
     config = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -26,7 +26,7 @@ IDS = torch.randint(1, 64, (1, 12), generator=torch.Generator().manual_seed(0))
 
 def build(gate: float = 0.0) -> NexusForCausalLM:
     torch.manual_seed(0)
-    gates = {"source_gate": True, "source_gate_init": gate}
+    gates = {"inner_gate": True, "inner_gate_init": gate}
     return NexusForCausalLM(NexusConfig(**SHAPE, **gates, num_layers=3, attention_order=[3, 1, 2])).eval()
 
 

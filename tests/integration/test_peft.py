@@ -21,8 +21,8 @@ each_order = pytest.mark.parametrize("order", [2, 3])
 def build(order: int) -> NexusForCausalLM:
     config = NexusConfig(
         attention_order=order,
-        source_gate=True,
-        source_gate_init=GATE,
+        inner_gate=True,
+        inner_gate_init=GATE,
         vocab_size=64,
         hidden_size=32,
         intermediate_size=48,
@@ -62,7 +62,7 @@ def adapted(order: int, folder) -> tuple[NexusForCausalLM, "peft.PeftModel"]:
     build(order).save_pretrained(folder)
     base = NexusForCausalLM.from_pretrained(folder)
     # PEFT looks for the class of remote code in an installed package, and refuses, unless it is told the task
-    config = peft.LoraConfig(modules_to_save=["source_norm"], task_type="CAUSAL_LM")
+    config = peft.LoraConfig(modules_to_save=["inner_norm"], task_type="CAUSAL_LM")
     model = peft.get_peft_model(NexusForCausalLM.from_pretrained(folder), config)
     return base.eval(), model.eval()
 

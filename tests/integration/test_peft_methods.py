@@ -50,7 +50,7 @@ IDS = torch.arange(1, 25)[None]
 
 def build(order: int = 2) -> NexusForCausalLM:
     torch.manual_seed(0)
-    gates = {"source_gate": True, "source_gate_init": 0.3}
+    gates = {"inner_gate": True, "inner_gate_init": 0.3}
     return NexusForCausalLM(NexusConfig(**SHAPE, **gates, num_layers=2, attention_order=order)).eval()
 
 
@@ -134,7 +134,7 @@ def test_what_cannot_work_is_refused_with_its_reason(config, reason):
         peft.get_peft_model(build(), config)
 
 
-def test_an_adapter_without_source_norm_freezes_the_gates_and_does_not_carry_them(tmp_path):
+def test_an_adapter_without_inner_norm_freezes_the_gates_and_does_not_carry_them(tmp_path):
     from safetensors.torch import load_file
 
     model = peft.get_peft_model(build(), peft.LoraConfig(task_type="CAUSAL_LM"))

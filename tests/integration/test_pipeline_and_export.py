@@ -12,8 +12,8 @@ from nexus_transformers.conversion_scripts.convert import convert
 
 def build(**changes) -> NexusForCausalLM:
     config = NexusConfig(
-        source_gate=True,
-        source_gate_init=0.3,
+        inner_gate=True,
+        inner_gate_init=0.3,
         vocab_size=64,
         hidden_size=32,
         intermediate_size=48,

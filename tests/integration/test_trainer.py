@@ -25,8 +25,8 @@ SHAPE = {
     "num_key_value_heads": 2,
     "initializer_range": 0.1,
     "attention_order": [3, 2],
-    "source_gate": True,
-    "source_gate_init": 0.3,
+    "inner_gate": True,
+    "inner_gate_init": 0.3,
     "pad_token_id": 0,
 }
 

@@ -76,7 +76,7 @@ def test_sft_trains_an_adapter_with_the_gates(folder, tmp_path):
         args=SFTConfig(str(tmp_path), learning_rate=0.05, **ARGUMENTS),
         train_dataset=datasets.Dataset.from_list(SFT_DATA),
         processing_class=AutoTokenizer.from_pretrained(folder),
-        peft_config=peft.LoraConfig(modules_to_save=["source_norm"], task_type="CAUSAL_LM"),
+        peft_config=peft.LoraConfig(modules_to_save=["inner_norm"], task_type="CAUSAL_LM"),
     )
     losses = train(trainer)
     assert losses[-1] < losses[0] - 0.1

@@ -120,7 +120,7 @@ class NexusOrder3Test(NexusTests, unittest.TestCase):
 
 
 class NexusGatedTest(NexusTests, unittest.TestCase):
-    nexus = {"attention_order": 2, "source_gate": True, "source_gate_init": 0.5}
+    nexus = {"attention_order": 2, "inner_gate": True, "inner_gate_init": 0.5}
 
 
 del NexusTests  # a base class, not a test

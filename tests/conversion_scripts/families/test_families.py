@@ -110,7 +110,7 @@ def split(source, config: NexusConfig) -> dict[str, torch.Tensor]:
 
 def convert(source, order=2, **wrong) -> NexusForCausalLM:
     """The Nexus model of the same function; `wrong` config fields make it another."""
-    config = nexus_config(source.config, attention_order=order, source_gate=True)
+    config = nexus_config(source.config, attention_order=order, inner_gate=True)
     model = NexusForCausalLM(NexusConfig(**{**config.to_dict(), **wrong})).to(source.dtype).eval()
     missing, unexpected = model.load_state_dict(split(source, config), strict=False)
     assert set(missing) == set(model.gates())
@@ -222,7 +222,7 @@ def test_longrope_generates_across_its_limit_as_phi3_does(monkeypatch):
 def test_weights_and_config_come_back(case):
     source = make(case, torch.bfloat16)
     family = FAMILIES[source.config.model_type]
-    config = nexus_config(source.config, attention_order=2, source_gate=True)
+    config = nexus_config(source.config, attention_order=2, inner_gate=True)
     weights = split(source, config)
     returned = family.source_config(config)
     assert type(returned) is type(source.config)

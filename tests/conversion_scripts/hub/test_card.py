@@ -20,7 +20,7 @@ REPORT = {
     "source": {"name": "someone/tiny", "revision": "abc", "parameters": 1000, "model_type": "llama", "config": {}},
     "model": {
         "attention_order": 2,
-        "source_gate": True,
+        "inner_gate": True,
         "gate_init": 0.0,
         "gates": 6,
         "parameters": 1006,

@@ -75,11 +75,11 @@ def test_what_does_not_fit_in_memory_is_verified_layer_by_layer(llama_folder, ou
 
 
 def test_trained_gates_are_closed_in_memory(llama_folder, out, nexus):
-    edit_weights(out, lambda t: [tensor.fill_(0.3) for name, tensor in t.items() if ".source_norm." in name])
+    edit_weights(out, lambda t: [tensor.fill_(0.3) for name, tensor in t.items() if ".inner_norm." in name])
     assert nexus("verify", llama_folder, out)[0] == 0
     report = json.loads((out / "conversion_report.json").read_text())
     assert report["verification"]["gates_closed_in_memory"] == 6
-    gates = [tensor for name, tensor in load_file(out / "model.safetensors").items() if ".source_norm." in name]
+    gates = [tensor for name, tensor in load_file(out / "model.safetensors").items() if ".inner_norm." in name]
     assert all(gate.item() == pytest.approx(0.3) for gate in gates), "the file is as it was"
 
 

@@ -88,10 +88,9 @@ def activations(model: NexusConfig, tokens: float) -> float:
     gradients), and a chunk of logits with its gradient.
     """
     query, key_value = costs.widths(model)
-    first = max(costs.levels(model), key=len)
-    calls = sum(
-        2 * query * call.new_query + 2 * key_value * call.new_key + key_value * call.new_value for call in first
-    )
+    first = max(model.attention_calls(), key=len)
+    features = {"query": 2 * query, "key": 2 * key_value, "value": key_value}
+    calls = sum(features[branch] for call in first for branch in call.projects)
     kept = calls + len(first) * (query + 3 * model.hidden_size) + 4 * model.hidden_size + 4 * model.intermediate_size
     inputs = BF16 * tokens * model.num_layers * model.hidden_size
     return inputs + 2 * BF16 * tokens * kept + 2 * FLOAT32 * LOGITS * model.vocab_size

@@ -18,6 +18,9 @@ VARIANTS = {
     "order 3": {"attention_order": 3},
     "order 2, gates": {"attention_order": 2, "inner_gate": True},
     "order 2, queries only": {"attention_order": 2, "refine_key": False},
+    "order 2, W_O": {"attention_order": 2, "inner_output_projection": True},
+    "separate": {"attention_order": 2, "inner_attention": "separate"},
+    "self": {"attention_order": 2, "inner_attention": "self"},
     "first layer only": {"attention_order": [2]},  # filled up with order 1
 }
 FEW = (CONTROL, "order 1", "order 2", "order 3", "order 2, queries only", "first layer only")
@@ -141,7 +144,7 @@ def build(
 ) -> dict[str, PreTrainedModel]:
     """
     Llama, and its rivals by the name of their config fields (None: Llama once more). All have the same weights, in
-    memory once; gates are closed.
+    memory once; gates are closed. Only "separate" has more: its inner attentions start random.
     """
     torch.manual_seed(0)
     fields = asdict(shape) | {"rms_norm_eps": 1e-5, "bos_token_id": None, "eos_token_id": None}
@@ -154,11 +157,11 @@ def build(
                 model = LlamaForCausalLM(llama.config)
             else:
                 model = NexusForCausalLM(NexusConfig(**fields | filled_up(changes, layers), num_layers=layers))
-        for gate in getattr(model, "gates", dict)().values():
-            torch.nn.init.zeros_(gate)
         model.to(device, dtype)
         missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
-        assert not unexpected and all("_gate_" in key for key in missing), (name, missing, unexpected)
+        assert not unexpected and all(".inner_" in key for key in missing), (name, missing, unexpected)
+        for key in missing:
+            torch.nn.init.normal_(model.get_parameter(key), std=0.0 if "_gate_" in key else 0.02)
         models[name] = model
     return models
 

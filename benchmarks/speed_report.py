@@ -40,6 +40,9 @@ COLOURS = {
     "order 2": "#d55e00",
     "order 2, gates": "#cc79a7",
     "order 2, queries only": "#e69f00",
+    "order 2, W_O": "#8c564b",
+    "separate": "#7f3c8d",
+    "self": "#b3b300",
     "order 3": "#009e73",
     "first layer only": "#56b4e9",
 }
@@ -93,9 +96,8 @@ def row(case: Case, variant: str, models: dict, timing: Timing, peaks: dict[str,
         "ratio_to_bound": ratio / limit,
     }
     if peaks:
-        weights = sum(parameter.nbytes for parameter in llama.parameters())  # the same for all
-        figures["peak_bytes"] = weights + peaks[variant]
-        figures["llama_peak_bytes"] = weights + peaks[LLAMA]
+        for figure, name in (("peak_bytes", variant), ("llama_peak_bytes", LLAMA)):
+            figures[figure] = peaks[name] + sum(parameter.nbytes for parameter in models[name].parameters())
         figures["peak_ratio"] = figures["peak_bytes"] / figures["llama_peak_bytes"]
     if caches:
         figures["cache_bytes"] = caches[variant]

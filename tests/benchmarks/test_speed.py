@@ -12,6 +12,7 @@ from rich.console import Console
 
 from benchmarks import project, speed, speed_cases, speed_growth, speed_measure, speed_profile, speed_report
 from benchmarks.speed_measure import Runner, Timing
+from common import costs
 
 FIGURES = {"seconds", "llama_seconds", "tokens_per_second", "ratio", "bound", "causal_bound", "ratio_to_bound"}
 
@@ -82,7 +83,9 @@ def test_all_models_have_the_same_weights_and_with_closed_gates_or_order_1_the_s
     for name, model in models.items():
         shared = {parameter.data_ptr() for parameter in llama.parameters()}
         own = [parameter for parameter in model.parameters() if parameter.data_ptr() not in shared]
-        assert sum(parameter.numel() for parameter in own) == (4 if "gates" in name else 0), name
+        added = costs.parameters(model.config) - costs.parameters(llama.config)  # of inner attentions
+        assert sum(parameter.numel() for parameter in own) == added + (4 if "gates" in name else 0), name
+        assert (added > 0) is (name == "separate"), name
         assert torch.equal(model(ids).logits, expected) is (name in ("llama again", "order 1", "order 2, gates")), name
 
 

@@ -4,60 +4,50 @@ What a decoder must do, counted from its config: floating-point operations, byte
 The bound of every ratio in benchmarks/ is a ratio of two of these numbers, Nexus over Llama. Counted is what grows with
 the model and cannot be avoided: matrix products (a multiply and an add are two operations) and the reading of weights,
 keys and values. Not counted: norms, rotary embedding, activations, softmax, residual sums and the embedding's look-up,
-which Llama has too, and the source norm and gates, which only Nexus has. So a measured ratio may lie a little above its
+which Llama has too, and the inner scale and gates, which only Nexus has. So a measured ratio may lie a little above its
 bound for reasons of arithmetic alone, and below it where Llama spends more of its time on what is not counted.
 
 Works on a `NexusConfig` and on a `LlamaConfig`. B batch, T new tokens, P tokens in the cache before them, S = P + T.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
+from nexus_transformers import NexusConfig
 
-@dataclass(frozen=True)
-class Level:
-    """One attention call of a layer, and what it projects anew: the rest is taken from the level before it."""
-
-    new_query: bool = True
-    new_key: bool = True
-    new_value: bool = True
+SHAPE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
 
 
-def levels(config: PreTrainedConfig) -> Iterator[list[Level]]:
-    """The attention calls of each decoder layer."""
-    if config.model_type != "nexus":
-        yield from [[Level()]] * config.num_hidden_layers
-        return
-    for order in config.layer_orders:
-        # weights of their own start anew with the outer level, shared ones with the innermost
-        first = [level == 0 or (level == order - 1 and not config.share_projections) for level in range(order)]
-        yield [Level(fresh or config.refine_query, fresh or config.refine_key, fresh) for fresh in first]
+def nexus_config(config: PreTrainedConfig) -> NexusConfig:
+    """A Llama is a Nexus model of order 1."""
+    if config.model_type == "nexus":
+        return config
+    shape = {name: getattr(config, name) for name in (*SHAPE, "tie_word_embeddings")}
+    shape["head_dim"] = getattr(config, "head_dim", None)
+    return NexusConfig(attention_order=1, num_layers=config.num_hidden_layers, **shape)
 
 
 def widths(config: PreTrainedConfig) -> tuple[int, int]:
     """Features of all query heads and of all key (or value) heads."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+    config = nexus_config(config)
+    return config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
 
 
 def weights(config: PreTrainedConfig) -> dict[str, int]:
     """Numbers that one token is multiplied with in one forward pass, a weight as often as it is used."""
+    config = nexus_config(config)
     query, key_value = widths(config)
-    gated = getattr(config, "mlp_gated", True)
-    projections = layers = 0
-    for calls in levels(config):
-        layers += 1
-        for call in calls:
-            rows = call.new_query * query + call.new_key * key_value + call.new_value * key_value + query  # last: W_O
-            projections += config.hidden_size * rows
+    features = {"query": query, "key": key_value, "value": key_value}
+    rows = 0
+    for call in (call for layer in config.attention_calls() for call in layer):
+        rows += sum(features[branch] for branch in call.projects)
+        rows += query if call.name == "outer" or config.inner_output_projection else 0  # W_O
     matrix = config.hidden_size * config.intermediate_size
     return {
-        "projections": projections,
-        "mlp": layers * (3 if gated else 2) * matrix,
-        "mlp_down": layers * matrix,  # of which the last product of each layer
+        "projections": config.hidden_size * rows,
+        "mlp": config.num_layers * (3 if config.mlp_gated else 2) * matrix,
+        "mlp_down": config.num_layers * matrix,  # of which the last product of each layer
         "head": config.hidden_size * config.vocab_size,
     }
 
@@ -86,9 +76,9 @@ def flops(
         attention: Which products of queries and keys count, see `pairs`. "all" also keeps its scores for the backward
             pass, where the other two make them again.
     """
-    query, _ = widths(config)
-    calls = sum(len(layer) for layer in levels(config))
-    scores = 2 * batch * pairs(length, past, attention) * query * calls  # all heads; one of attention's two products
+    config = nexus_config(config)
+    heads = sum(call.num_query_heads for layer in config.attention_calls() for call in layer)
+    scores = 2 * batch * pairs(length, past, attention) * config.head_dim * heads  # one of attention's two products
     used = weights(config)
     tokens = 2 * batch * length
 
@@ -129,36 +119,35 @@ def bytes_read(config: PreTrainedConfig, batch: int, attended: int, itemsize: in
     """
     Bytes that one decoding step must read, one new token per sequence, by part and in "total".
 
-    A weight counts each time it is used and keys and values each time they are attended to: a nested layer reads W_Q,
-    W_K, W_O and the values at every level. Hardware with room in its cache may read some of them only once.
+    A weight counts each time it is used and keys and values each time they are attended to: a "shared" nested layer
+    reads W_Q, W_K and the values at every level, and what is both key and value in "self" counts twice. Hardware with
+    room in its cache may read some of them only once.
 
     Args:
         attended: Tokens that the new one attends to, itself included.
         itemsize: Bytes per number, of weights and cache alike.
     """
+    config = nexus_config(config)
     used = weights(config)
-    _, key_value = widths(config)
-    calls = sum(len(layer) for layer in levels(config))
+    heads = sum(2 * call.num_key_value_heads for layer in config.attention_calls() for call in layer)
     parts = {
         "weights": itemsize * (used["projections"] + used["mlp"] + used["head"]),
-        "cache": itemsize * 2 * batch * attended * key_value * calls,
+        "cache": itemsize * batch * attended * config.head_dim * heads,
     }
     return parts | {"total": sum(parts.values())}
 
 
 def cache_bytes(config: PreTrainedConfig, batch: int, length: int, itemsize: int) -> int:
-    """Bytes of keys and values kept for `length` tokens of `batch` sequences: new keys and new values only."""
-    _, key_value = widths(config)
-    sets = sum(call.new_key + call.new_value for layer in levels(config) for call in layer)
-    return itemsize * batch * length * key_value * sets
+    """Bytes of keys and values kept for `length` tokens of `batch` sequences, in caches that can keep keys alone."""
+    config = nexus_config(config)
+    heads = sum(len(call.stores) * call.num_key_value_heads for layer in config.attention_calls() for call in layer)
+    return itemsize * batch * length * config.head_dim * heads
 
 
 def parameters(config: PreTrainedConfig) -> int:
-    """Weights of the model, norms, biases and gates left out; a nested layer has no more than a standard one."""
-    query, key_value = widths(config)
-    projections = 0
-    for calls in levels(config):
-        sets = 2 if len(calls) > 1 and not getattr(config, "share_projections", True) else 1
-        projections += sets * 2 * config.hidden_size * (query + key_value)
+    """Weights of the model, norms, biases and gates left out. Only "separate" nesting adds any."""
+    config = nexus_config(config)
     used = weights(config)
+    standard = config.num_layers * 2 * config.hidden_size * sum(widths(config))
+    projections = used["projections"] if config.inner_attention == "separate" else standard
     return projections + used["mlp"] + used["head"] * (1 if config.tie_word_embeddings else 2)

@@ -7,6 +7,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
+from nexus_transformers.modeling_nexus import NexusAttentionCall
 
 SHAPE = {
     "vocab_size": 61,
@@ -14,7 +15,7 @@ SHAPE = {
     "intermediate_size": 48,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 16,
+    "head_dim": 8,
     "bos_token_id": None,
     "eos_token_id": None,
 }
@@ -26,10 +27,22 @@ VARIANTS = {
     "orders 1, 3, 2": {"attention_order": [1, 3, 2]},
     "queries only": {"attention_order": 3, "refine_key": False},
     "keys only": {"attention_order": 3, "refine_query": False},
-    "unshared": {"attention_order": 3, "share_projections": False},
-    "unshared, queries only": {"attention_order": 3, "share_projections": False, "refine_key": False},
+    "values too": {"attention_order": 3, "refine_value": True},
+    "values only": {"attention_order": 2, "refine_query": False, "refine_key": False, "refine_value": True},
+    "W_O between levels": {"attention_order": [3, 2, 1], "inner_output_projection": True, "head_dim": 16},
+    "separate": {"attention_order": [1, 2, 2], "inner_attention": "separate"},
+    "separate, queries only": {"attention_order": 2, "inner_attention": "separate", "refine_key": False},
+    "separate, values too, W_O": {
+        "attention_order": 2,
+        "inner_attention": "separate",
+        "refine_value": True,
+        "inner_output_projection": True,
+    },
+    "self": {"attention_order": [1, 2, 3], "inner_attention": "self", "head_dim": 16},
+    "self, keys only": {"attention_order": 3, "inner_attention": "self", "refine_query": False},
     "gates": {"attention_order": 2, "inner_gate": True},
     "plain MLP, untied": {"mlp_gated": False, "tie_word_embeddings": False},
+    "wide heads, order 1": {"attention_order": 1, "head_dim": 16},
     "llama": None,
 }
 BATCH, LENGTH = 2, 24
@@ -90,7 +103,7 @@ def test_the_fused_attention_of_a_cpu_is_what_pytorch_does_not_count(changes):
 
 def test_causal_attention_counts_a_token_s_own_and_earlier_ones():
     config = NexusConfig(**SHAPE, num_layers=1, attention_order=1)
-    products = 2 * 2 * 4 * 16  # multiply and add, scores and values, heads, head size
+    products = 2 * 2 * 4 * 8  # multiply and add, scores and values, heads, head size
     assert costs.flops(config, 1, 3)["attention"] == products * (1 + 2 + 3)
     assert costs.flops(config, 1, 2, past=5)["attention"] == products * (6 + 7)
     assert costs.flops(config, 1, 3, attention="all")["attention"] == products * 9
@@ -137,8 +150,23 @@ def test_bytes_read_count_every_use_of_a_weight(changes):
     assert costs.bytes_read(model.config, BATCH, LENGTH, itemsize=4)["weights"] == used
 
 
-def test_bytes_read_of_the_cache_count_keys_and_values_at_every_level():
-    one, two = (NexusConfig(**SHAPE, num_layers=3, attention_order=order) for order in (1, 2))
-    standard = costs.bytes_read(one, BATCH, LENGTH, itemsize=2)["cache"]
-    assert standard == costs.cache_bytes(one, BATCH, LENGTH, itemsize=2)
-    assert costs.bytes_read(two, BATCH, LENGTH, itemsize=2)["cache"] == 2 * standard
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "llama"])
+def test_bytes_read_of_the_cache_are_the_keys_and_values_of_every_call(name):
+    model, cache, read = build(VARIANTS[name]), DynamicCache(), 0
+    model(token_ids(LENGTH - 1), cache=cache)
+
+    def count(module, inputs, output):
+        nonlocal read
+        read += sum(part.nbytes for part in output[2])
+
+    for module in model.modules():
+        if isinstance(module, NexusAttentionCall):
+            module.register_forward_hook(count)
+    model(token_ids(1), cache=cache)
+    assert costs.bytes_read(model.config, BATCH, LENGTH, itemsize=4)["cache"] == read
+
+
+def test_a_standard_cache_is_read_once():
+    llama = build(None).config
+    once = costs.cache_bytes(llama, BATCH, LENGTH, itemsize=2)
+    assert costs.bytes_read(llama, BATCH, LENGTH, itemsize=2)["cache"] == once

@@ -160,9 +160,11 @@ def test_the_block_in_the_docs_tells_which_map_is_which(save_nexus, kept, tmp_pa
     monkeypatch.chdir(tmp_path)
     exec(code, found := {})
     _, expected = data_of(inspect(folder, "red cat fog owl blue dog fog", tmp_path / "out")["page"])
-    assert found["maps"].keys() == {(0, 1), (0, 2), (0, 3), (1, 1)} and found["states"].keys() == {0, 1}
-    for (layer, level), weights in found["maps"].items():
-        np.testing.assert_allclose(expected[layer][level - 1], kept(weights[0]), atol=1e-6)
+    assert found["states"].keys() == {0, 1}
+    names = [(0, "inner_1"), (0, "inner_2"), (0, "outer"), (1, "outer")]
+    assert list(found["maps"]) == names
+    for name, wanted in zip(names, [*expected[0], *expected[1]], strict=True):
+        np.testing.assert_allclose(wanted, kept(found["maps"][name][0]), atol=1e-6)
 
 
 def test_closed_gates_have_no_paths_and_open_ones_do(nexus_folder, inspected):

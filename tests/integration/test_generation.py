@@ -49,6 +49,16 @@ def test_dynamic_and_static_caches(nesting, way):
     assert torch.equal(generate(model, cache_implementation="static", **way), expected)
 
 
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@each_arm
+def test_a_window_decodes_beyond_its_size(arm, cache):
+    """Every level is windowed: with the cache cropped to the window, decoding goes on as if nothing were cropped."""
+    model = build(**arm, sliding_window=5)
+    expected = generate(model, use_cache=False)
+    assert torch.equal(generate(model, cache_implementation=cache), expected)
+    assert not torch.equal(generate(build(**arm), cache_implementation=cache), expected)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="offloaded caches need a GPU")
 @pytest.mark.parametrize("kind", ["offloaded", "offloaded_static"])
 @each_nesting

@@ -245,7 +245,7 @@ def refuse_other_heads(cache: Cache, slot: int, heads: int) -> None:
     if isinstance(layer, StaticLayer) and layer.is_initialized and layer.keys.shape[1] != heads:
         raise ValueError(
             f"Slot {slot} of this cache was allocated for {layer.keys.shape[1]} heads, and has {heads} in this model: "
-            "let the cache allocate itself, without `early_initialization`."
+            "let the cache allocate itself, without `early_initialization`, `prefill_chunk_size` or export."
         )
 
 
@@ -677,6 +677,16 @@ class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         inputs["past_key_values"] = inputs.pop(CACHE, None)  # PEFT's prompt tuning knows the cache by this name only
         return inputs
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """As always, or `ValueError` where the slots of the cache differ in their heads: a paged cache's do not."""
+        calls = [call for layer in self.config.attention_calls() for call in layer if call.stores]
+        if len({call.num_key_value_heads for call in calls}) > 1:
+            raise ValueError(
+                "Continuous batching needs as many heads in every slot of the cache, and inner_attention='self' also "
+                "caches queries, which have more heads than keys in this model: use `generate`."
+            )
+        return super().init_continuous_batching(*args, **kwargs)
 
     @can_return_tuple
     def forward(

@@ -2,12 +2,15 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
+from torch import nn
 
+from ..configuration_nexus import BRANCHES, AttentionCall, NexusConfig
 from ..errors import InspectionError
-from ..modeling_nexus import NexusAttention, NexusAttentionCall, NexusPreTrainedModel
+from ..modeling_nexus import NexusAttention, NexusPreTrainedModel
 from .credits import Call
 from .paths import Path, PathFinder
 
@@ -16,26 +19,20 @@ MAX_CELLS = 32_000_000  # of all maps together; the browser holds two bytes of e
 
 
 @dataclass
-class LayerView:
+class Maps:
     """
-    Attributes:
-        maps: (order, H, T (T + 1) / 2) uint16, the weights of each level and head as `kept`: rows 0, 1, ... up to the
-            diagonal.
-        change: per head, the share of its attention that the last level puts elsewhere than the first, mean over rows.
-        paths: per head; empty at order 1, and where gates are closed.
+    The attention maps of one call, see `Call` for `level` and `branch`.
+
+    cells: (heads, T (T + 1) / 2) uint16, the weights as `kept`: rows 0, 1, ... up to the diagonal.
     """
 
-    maps: np.ndarray
-    change: list[float]
-    paths: list[list[Path]]
+    level: int
+    branch: str | None
+    cells: np.ndarray
 
-    @property
-    def order(self) -> int:
-        return len(self.maps)
-
-    def weights(self, level: int, head: int) -> np.ndarray:
-        """(T, T), the level counted from 0."""
-        packed = self.maps[level, head]
+    def weights(self, head: int, heads: int) -> np.ndarray:
+        """(T, T), of one of the layer's `heads` query heads. In "self" several of them share a head of the keys."""
+        packed = self.cells[head * len(self.cells) // heads]
         size = int((2 * len(packed)) ** 0.5)
         weights = np.zeros((size, size), np.float32)
         weights[np.tril_indices(size)] = packed / np.float32(STEPS)
@@ -43,12 +40,32 @@ class LayerView:
 
 
 @dataclass
+class LayerView:
+    """
+    Attributes:
+        maps: first where heads would look if nothing were refined, then the inner levels, at the end the last level.
+        change: per head, the share of its attention that the last of `maps` puts elsewhere than the first, mean over
+            rows.
+        paths: per head; empty at order 1, and where gates are closed.
+    """
+
+    maps: list[Maps]
+    change: list[float]
+    paths: list[list[Path]]
+
+    @property
+    def order(self) -> int:
+        return self.maps[-1].level
+
+
+@dataclass
 class LayerPass:
-    """What one layer did in a forward pass. hidden_states: its attention's input X, (T, D)."""
+    """What one layer did in a forward pass. hidden_states: its attention's input X, (T, D). calls: as `maps` above."""
 
     attention: NexusAttention
     hidden_states: torch.Tensor
     position_embeddings: tuple[torch.Tensor, torch.Tensor]
+    mask: torch.Tensor
     calls: list[Call] = field(default_factory=list)
 
 
@@ -63,30 +80,52 @@ def passes_of(model: NexusPreTrainedModel, ids: torch.Tensor) -> list[LayerPass]
     passes = []
 
     def begin(attention: NexusAttention, args: tuple) -> None:
-        passes.append(LayerPass(attention, args[0][0], args[1]))
+        hidden_states, position_embeddings, mask = args[:3]
+        passes.append(LayerPass(attention, hidden_states[0], position_embeddings, mask))
 
-    def record(call: NexusAttentionCall, args: tuple, output: tuple) -> None:
-        query, key, value = (part[0] for part in args[:3])
-        distance = torch.arange(query.shape[1])[:, None] - torch.arange(query.shape[1])
-        visible = (distance >= 0) & (distance < (call.sliding_window or query.shape[1]))
-        passes[-1].calls.append(Call(query, key, value, output[1][0], output[0][0], visible, call.scaling))
+    def record(call: AttentionCall, module: nn.Module, args: tuple, output: tuple) -> None:
+        passes[-1].calls.append(recorded(module, call.level, branch_of(call), args, output))
 
     with ExitStack() as hooks:
         for layer in model.base_model.layers:
             hooks.callback(layer.self_attn.register_forward_pre_hook(begin).remove)
-            for call in layer.self_attn.children():
-                if isinstance(call, NexusAttentionCall):
-                    hooks.callback(call.register_forward_hook(record).remove)
+            for call in layer.self_attn.calls:
+                module = layer.self_attn.get_submodule(call.name)
+                hooks.callback(module.register_forward_hook(partial(record, call)).remove)
         model.base_model(ids, use_cache=False)
+    for layer in passes:
+        if layer.calls[0].branch is not None:  # in "shared" and at order 1 it is level 1
+            layer.calls.insert(0, unrefined(layer))
     return passes
 
 
+def branch_of(call: AttentionCall) -> str | None:
+    return next((branch for branch in BRANCHES if f"inner_{branch}" in call.name), None)
+
+
+def recorded(module: nn.Module, level: int, branch: str | None, args: tuple, output: tuple) -> Call:
+    query, key, value = (part[0] for part in args[:3])
+    distance = torch.arange(query.shape[1])[:, None] - torch.arange(query.shape[1])
+    visible = (distance >= 0) & (distance < (module.sliding_window or query.shape[1]))
+    return Call(level, branch, query, key, value, output[1][0], output[0][0], visible, module.scaling)
+
+
+def unrefined(layer: LayerPass) -> Call:
+    """What the last level would do if nothing were refined, as with closed gates."""
+    attention, source = layer.attention, (layer.hidden_states[None], layer.position_embeddings)
+    args = attention.query(*source), attention.key(*source), attention.value(source[0]), layer.mask
+    return recorded(attention.outer, 0, None, args, attention.outer(*args))
+
+
 def view_of(layer: LayerPass) -> LayerView:
-    weights = torch.stack([call.weights for call in layer.calls])  # (order, H, T, T)
-    rows, columns = torch.tril_indices(*weights.shape[-2:])
-    maps = kept(weights[:, :, rows, columns]).to(torch.int16).numpy().view(np.uint16)
-    change = (weights[-1] - weights[0]).abs().sum(-1).mean(-1) / 2
+    first, last = layer.calls[0].weights, layer.calls[-1].weights
+    change = (last - first).abs().sum(-1).mean(-1) / 2
     paths = PathFinder(layer).paths() if change.max() > 0 else [[] for _ in change]
+    rows, columns = torch.tril_indices(*last.shape[-2:])
+    maps = []
+    for call in layer.calls:
+        cells = kept(call.weights[:, rows, columns]).to(torch.int16).numpy().view(np.uint16)
+        maps.append(Maps(call.level, call.branch, cells))
     return LayerView(maps, change.tolist(), paths)
 
 
@@ -99,8 +138,11 @@ def kept(weights: torch.Tensor) -> torch.Tensor:
     return torch.where(thousandths < 9.5, thousandths.sqrt().round().square(), thousandths.round())
 
 
-def check_size(config, tokens: int) -> None:
-    maps = sum(config.layer_orders) * config.num_attention_heads
+def check_size(config: NexusConfig, tokens: int) -> None:
+    maps = 0
+    for calls in config.attention_calls():
+        maps += sum(call.num_query_heads for call in calls)
+        maps += config.num_attention_heads if branch_of(calls[0]) else 0  # with nothing refined
     if maps * tokens * (tokens + 1) // 2 > MAX_CELLS:
         fit = int((2 * MAX_CELLS / maps) ** 0.5) - 1
         raise InspectionError(

@@ -1,4 +1,4 @@
-"""The PNGs: the heads that change most between the first and the last level, and the gates."""
+"""The PNGs: the heads that refining changes most, and the gates."""
 
 import warnings
 from io import BytesIO
@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from .collect import LayerView
+from .collect import LayerView, Maps
 from .words import label
 
 ROWS = 5  # heads in the overview
 LABELLED = 48  # tokens, up to which every one is labelled
-BRANCH_COLOURS = {"query": "#1f5fbf", "key": "#c2570c"}
+BRANCH_COLOURS = {"query": "#1f5fbf", "key": "#c2570c", "value": "#2f7d4f"}
 
 
 def figures(facts: dict[str, Any], views: list[LayerView]) -> dict[str, bytes]:
@@ -33,9 +33,9 @@ def most_changed(views: list[LayerView], count: int) -> list[tuple[int, int]]:
 
 
 def overview(Figure, facts: dict[str, Any], views: list[LayerView]):
-    """One row per head: its levels side by side, and what the last one adds to the first."""
+    """One row per head: its maps side by side, and what refining adds to the first."""
     heads = most_changed(views, ROWS)
-    columns = max(views[layer].order for layer, _ in heads)
+    columns = max(len(views[layer].maps) for layer, _ in heads)
     columns += columns > 1
     tokens = [label(token) for token in facts["tokens"]]
     side = min(max(2.4, 0.115 * len(tokens)), 5.0)  # inches of a map
@@ -43,14 +43,14 @@ def overview(Figure, facts: dict[str, Any], views: list[LayerView]):
     grid = figure.subplots(len(heads), columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     for row, (layer, head) in zip(grid, heads, strict=True):
         view = views[layer]
-        maps = [view.weights(level, head) for level in range(view.order)]
-        for level, (axes, weights) in enumerate(zip(row, maps, strict=False)):
-            name = f"level {level + 1} of {view.order}" if view.order > 1 else "order 1"
-            draw(axes, weights, f"layer {layer}, head {head}: {name}", "Blues", 0.0)
-        drawn = view.order
+        maps = [each.weights(head, len(view.change)) for each in view.maps]
+        for axes, weights, each in zip(row, maps, view.maps, strict=False):
+            draw(axes, weights, f"layer {layer}, head {head}: {name_of(each, view.order)}", "Blues", 0.0)
+        drawn = len(maps)
         if view.order > 1:
-            title = f"level {view.order} minus level 1 ({view.change[head]:.2f} changed)"
-            draw(row[view.order], maps[-1] - maps[0], title, "PuOr_r", -1.0)
+            first = "level 1" if view.maps[0].level == 1 else "unrefined"
+            title = f"level {view.order} minus {first} ({view.change[head]:.2f} changed)"
+            draw(row[drawn], maps[-1] - maps[0], title, "PuOr_r", -1.0)
             drawn += 1
         for axes in row[drawn:]:
             axes.set_frame_on(False)
@@ -71,6 +71,14 @@ def overview(Figure, facts: dict[str, Any], views: list[LayerView]):
     return figure
 
 
+def name_of(maps: Maps, order: int) -> str:
+    if order == 1:
+        return "order 1"
+    if maps.level == 0:
+        return "nothing refined"
+    return f"level {maps.level} of {order}" + (f", {maps.branch}" if maps.branch else "")
+
+
 def draw(axes, weights: np.ndarray, title: str, colours: str, lowest: float) -> None:
     future = np.triu(np.ones_like(weights, dtype=bool), 1)
     roots = np.sign(weights) * np.abs(weights) ** 0.5  # else small weights could not be seen
@@ -83,18 +91,22 @@ def draw(axes, weights: np.ndarray, title: str, colours: str, lowest: float) -> 
 def gates(Figure, facts: dict[str, Any]):
     """Bars by layer, one set for every level that is refined."""
     levels = sorted({gate["level"] for gate in facts["gates"]})
+    branches = [branch for branch in BRANCH_COLOURS if branch in {gate["branch"] for gate in facts["gates"]}]
+    width = 0.8 / len(branches)
     layers = sorted({gate["layer"] for gate in facts["gates"]})
     figure = Figure(figsize=(min(max(4.0, 0.33 * len(layers) + 1.5), 24.0), 2.6 * len(levels)), layout="constrained")
     grid = figure.subplots(len(levels), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
     for axes, level in zip(grid, levels, strict=True):
-        for offset, (branch, colour) in zip((-0.2, 0.2), BRANCH_COLOURS.items(), strict=True):
+        for number, branch in enumerate(branches):
+            offset = (number - (len(branches) - 1) / 2) * width
             values = {
                 gate["layer"]: gate["value"]
                 for gate in facts["gates"]
                 if (gate["level"], gate["branch"]) == (level, branch)
             }
             if values:
-                axes.bar([layer + offset for layer in values], values.values(), 0.4, color=colour, label=branch)
+                places = [layer + offset for layer in values]
+                axes.bar(places, values.values(), width, color=BRANCH_COLOURS[branch], label=branch)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_ylabel(f"gate to level {level + 1}", fontsize=8)
         axes.tick_params(labelsize=8)
@@ -102,7 +114,9 @@ def gates(Figure, facts: dict[str, Any]):
     largest = max(abs(gate["value"]) for gate in facts["gates"])
     if largest == 0:
         grid[0].set_ylim(-0.05, 1.05)
-    grid[0].legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.98))
+    handles = {label: bars for axes in grid for bars, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    named = [handles[branch] for branch in branches], branches
+    figure.legend(*named, frameon=False, fontsize=8, ncols=len(branches), loc="outside upper right")
     closed = ": all closed" if largest == 0 else ""
     grid[0].set_title(f"{facts['model']}: gates, 0 closed, 1 fully nested{closed}", fontsize=9, loc="left")
     grid[-1].set_xlabel("layer", fontsize=8)

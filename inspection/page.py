@@ -26,6 +26,7 @@ def page(facts: dict[str, Any], views: list[LayerView]) -> str:
     content = {
         **facts,
         "orders": [view.order for view in views],
+        "maps": [[(maps.level, maps.branch, len(maps.cells)) for maps in view.maps] for view in views],
         "heads": len(views[0].change),
         "change": [[round(change, 4) for change in view.change] for view in views],
     }
@@ -45,11 +46,16 @@ def page(facts: dict[str, Any], views: list[LayerView]) -> str:
 
 def bytes_of_maps(views: list[LayerView]) -> bytes:
     """
-    All low bytes, then all high bytes, which are 0 but for weights above 0.255. A level holds its difference to the
-    level before, byte by byte, modulo 256: levels are alike, so that much of it is 0, which packs well.
+    All low bytes, then all high bytes, which are 0 but for weights above 0.255. Maps hold their difference to those of
+    the same branch before them, byte by byte, modulo 256: they are alike, so that much of it is 0, which packs well.
     """
-    split = [view.maps.astype("<u2").view(np.uint8).reshape(*view.maps.shape, 2) for view in views]
-    differences = [np.diff(maps, axis=0, prepend=np.zeros_like(maps[:1])) for maps in split]
+    differences = []
+    for view in views:
+        before = {}
+        for maps in view.maps:
+            split = maps.cells.astype("<u2").view(np.uint8).reshape(*maps.cells.shape, 2)
+            differences.append(split - before.get(maps.branch, np.uint8(0)))
+            before[maps.branch] = split
     return b"".join(maps[..., byte].tobytes() for byte in (0, 1) for maps in differences)
 
 
@@ -62,7 +68,11 @@ def deflated(content: bytes, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> str:
 def packed(path) -> list:
     """What data.js unpacks, with the decimals that the page prints."""
     chains = [
-        [[hop.branch, hop.level, hop.token, hop.head, round(hop.weight, 2), round(hop.credit, 1)] for hop in chain]
+        [
+            [hop.branch, hop.level, hop.token, hop.head, round(hop.weight, 2), round(hop.credit, 1)]
+            + ([hop.inner] if hop.inner else [])
+            for hop in chain
+        ]
         for chain in path.chains
     ]
     return [path.query, path.target, round(path.gain, 3), chains]

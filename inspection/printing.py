@@ -19,16 +19,16 @@ def print_inspection(result: dict[str, Any]) -> None:
         console.print(f"Figures: {', '.join(others)}.")
     if result["most_changed"]:
         heads = (f"layer {each['layer']} head {each['head']} {each['change']:.2f}" for each in result["most_changed"])
-        console.print(f"Attention that the last level puts elsewhere than the first: {', '.join(heads)}.")
+        console.print(f"Share of its attention that refining moves: {', '.join(heads)}.")
     elif orders == [1]:
         console.print("All layers are of order 1: there is one level, and nothing is refined.")
     elif result["gates"] and not any(gate["value"] for gate in result["gates"]):
         console.print(
-            "All gates are closed, so no level attends otherwise than the first. Train them, or see what open ones "
-            "would do: --open-gates 0.05."
+            "All gates are closed, so every head attends as if nothing were refined. Train them, or see what open "
+            "ones would do: --open-gates 0.05."
         )
     else:
-        console.print("No level attends otherwise than the first.")
+        console.print("Every head attends as if nothing were refined.")
     # Those of the last token have a part in what the model says next.
     for path in (result["paths_of_last_token"] or result["paths"])[:PATHS]:
         console.print(f"Layer {path['layer']} head {path['head']}: {path['spelled']} ({path['gain']:+.2f}).")

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..configuration_nexus import BRANCHES
 from ..conversion_scripts.checkpoint.output import check_output, staged_output
 from ..conversion_scripts.progress import spinner
 from ..modeling_nexus import NexusPreTrainedModel
@@ -42,8 +43,9 @@ def inspect(
         gates: set all gates to this value first, in memory only.
         revision: branch, tag or commit, for a Hub id.
 
-    Returns: page and files (where they are), model, tokens, prompt_tokens, orders, heads, gates, change (per layer and
-        head), the most changed heads, the paths with the largest gains (in all, and of the last token), and notes.
+    Returns: page and files (where they are), model, tokens, prompt_tokens, inner_attention, refined branches, orders,
+        heads, gates, change (per layer and head), the most changed heads, the paths with the largest gains (in all, and
+        of the last token), and notes.
 
     Raises:
         `InspectionError`: the prompt is no good, or the page would be too large.
@@ -67,8 +69,8 @@ def inspect(
         "gates": gates_of(loaded),
         "gates_set_to": gates,
         "gates_open_in_the_model": None if gates is None else sum(value != 0 for value in own.values()),
-        "refined": [branch for branch in ("query", "key") if getattr(loaded.config, f"refine_{branch}")],
-        "shared_projections": loaded.config.share_projections,
+        "inner_attention": loaded.config.inner_attention,
+        "refined": [branch for branch in BRANCHES if getattr(loaded.config, f"refine_{branch}")],
     }
     notes = []
     try:
@@ -99,7 +101,7 @@ def gates_of(model: NexusPreTrainedModel) -> list[dict[str, Any]]:
     """By layer, level that gathered (from 1) and branch."""
     gates = []
     for name, gate in model.gates().items():
-        layer, branch, level = re.search(r"layers\.(\d+)\..*\.(query|key)_gate_(\d+)$", name).groups()
+        layer, branch, level = re.search(r"layers\.(\d+)\..*\.(\w+)_gate_(\d+)$", name).groups()
         gates.append({"layer": int(layer), "level": int(level), "branch": branch, "value": gate.item()})
     return gates
 

@@ -27,7 +27,7 @@ def spell(path: Path, tokens: list[str]) -> str:
     first, *further = path.chains[0]
     gathered = f"{name(first.token)} ({first.weight:.2f})"
     for hop in further:
-        found = "its key" if hop.branch == "key" else "a query"
+        found = f"{'its' if hop.branch == 'key' else 'a'} {hop.inner or hop.branch}"
         gathered += f", which is found through {found}, gathered from {name(hop.token)} ({hop.weight:.2f})"
     if first.branch == "key":
         return f"{text}, whose key was gathered from {gathered}"

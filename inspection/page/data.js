@@ -1,30 +1,39 @@
-// The data of the page. Levels, layers, heads and tokens are counted from 0 here, levels from 1 where they are shown.
+// The data of the page. Layers, heads and tokens are counted from 0, levels from 1. A layer has several maps per head:
+// the first says where the head would look if nothing were refined, the last where it does look, those between are inner
+// levels. In "shared" the first is level 1; elsewhere no level of the model computes it, and it has level 0.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const TOKENS = data.tokens.length;
 const LAYERS = data.orders.length;
 const CELLS = (TOKENS * (TOKENS + 1)) / 2; // of one map: rows 0, 1, ... up to the diagonal
 const STEPS = 1000; // weights are whole numbers of 1/1000
-const firstCell = [];
-const allCells = data.orders.reduce((start, order, layer) => {
-  firstCell[layer] = start;
-  return start + order * data.heads * CELLS;
-}, 0);
-let maps; // of all layers, Uint16Array
+let allCells = 0;
+// [layer][map]; an inner level may serve one branch only, and its map may have fewer heads than the layer
+const mapsOf = data.maps.map((maps) => maps.map(([level, branch, heads]) => {
+  const start = allCells;
+  allCells += heads * CELLS;
+  return { level, branch, heads, start };
+}));
+const BRANCHES = ["query", "key", "value"].filter((branch) => mapsOf.flat().some((map) => map.branch === branch));
+let cells; // of all maps, Uint16Array
 let allPaths; // [layer][head]
 
-/** Fills `maps` and `allPaths`. */
+/** Fills `cells` and `allPaths`. */
 async function unpack() {
   const bytes = await inflate("packed-maps");
-  const ofLevel = data.heads * CELLS;
-  // A level holds its difference to the level before, modulo 256.
-  for (const [layer, order] of data.orders.entries()) {
-    for (const start of [firstCell[layer], allCells + firstCell[layer]]) {
-      for (let i = start + ofLevel; i < start + order * ofLevel; i++) bytes[i] += bytes[i - ofLevel];
+  // A map holds its difference to the one of the same branch before it, modulo 256.
+  for (const maps of mapsOf) {
+    for (const [number, { branch, heads, start }] of maps.entries()) {
+      const before = maps.slice(0, number).findLast((map) => map.branch === branch);
+      if (!before) continue;
+      const back = start - before.start;
+      for (const first of [start, allCells + start]) {
+        for (let i = first; i < first + heads * CELLS; i++) bytes[i] += bytes[i - back];
+      }
     }
   }
-  maps = new Uint16Array(allCells);
-  for (let i = 0; i < allCells; i++) maps[i] = bytes[i] | (bytes[allCells + i] << 8);
+  cells = new Uint16Array(allCells);
+  for (let i = 0; i < allCells; i++) cells[i] = bytes[i] | (bytes[allCells + i] << 8);
   allPaths = JSON.parse(new TextDecoder().decode(await inflate("packed-paths")));
 }
 
@@ -34,16 +43,25 @@ async function inflate(id) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-/** How much token i attends to token j. */
-function weight(layer, level, head, i, j) {
-  if (j > i) return 0;
-  const map = firstCell[layer] + (level * data.heads + head) * CELLS;
-  return maps[map + (i * (i + 1)) / 2 + j] / STEPS;
+/** The maps of a layer that are shown, by number: of inner levels that serve one branch only, those of `branch`. */
+function shown(layer, branch) {
+  return [...mapsOf[layer].keys()].filter((map) => [null, branch].includes(mapsOf[layer][map].branch));
 }
 
-/** What the last level puts on a token beyond the first. */
+/** The head of a map that belongs to a query head of the layer. */
+function headIn(layer, map, head) {
+  return Math.floor((head * mapsOf[layer][map].heads) / data.heads);
+}
+
+/** How much token i attends to token j. */
+function weight(layer, map, head, i, j) {
+  if (j > i) return 0;
+  return cells[mapsOf[layer][map].start + headIn(layer, map, head) * CELLS + (i * (i + 1)) / 2 + j] / STEPS;
+}
+
+/** What refining adds to the attention that a token gets. */
 function gain(layer, head, i, j) {
-  return weight(layer, data.orders[layer] - 1, head, i, j) - weight(layer, 0, head, i, j);
+  return weight(layer, mapsOf[layer].length - 1, head, i, j) - weight(layer, 0, head, i, j);
 }
 
 /** The paths of a head, the largest gain first. */
@@ -51,8 +69,8 @@ function pathsOf(layer, head) {
   return allPaths[layer][head]
     .map(([query, target, gained, chains]) => ({
       query, target, gain: gained,
-      chains: chains.map((chain) => chain.map(([branch, level, token, inner, attention, credit]) => (
-        { branch, level, token, head: inner, weight: attention, credit }))),
+      chains: chains.map((chain) => chain.map(([branch, level, token, head, attention, credit, inner]) => (
+        { branch, level, token, head, weight: attention, credit, inner }))),
     }))
     .sort((one, other) => other.gain - one.gain);
 }

@@ -7,8 +7,8 @@ function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** The bars of one level. */
-function gateChart(gates, level) {
+/** The bars of one level, a bar per branch. */
+function gateChart(gates, level, branches) {
   const values = gates.map((gate) => gate.value);
   const [low, high] = [Math.min(0, ...values), Math.max(0, ...values) || 1];
   const group = Math.max(16, Math.min(44, Math.floor(1100 / LAYERS)));
@@ -24,8 +24,8 @@ function gateChart(gates, level) {
     );
   }
   for (const gate of gates) {
-    const bar = (group - 4) / 2;
-    const x = left + gate.layer * group + 2 + (gate.branch === "key" ? bar : 0);
+    const bar = (group - 4) / branches.length;
+    const x = left + gate.layer * group + 2 + branches.indexOf(gate.branch) * bar;
     const [from, to] = [y(Math.max(0, gate.value)), y(Math.min(0, gate.value))];
     chart.append(svg("rect", { x, y: from, width: bar, height: Math.max(to - from, 1), class: gate.branch,
       "data-layer": gate.layer, "data-value": gate.value },
@@ -47,13 +47,15 @@ function showGates() {
       : "No gates: all layers are of order 1, standard attention."));
     return;
   }
+  const branches = Object.keys(PLURAL).filter((branch) => data.gates.some((gate) => gate.branch === branch));
+  const names = branches.flatMap((branch, number) => [number ? ", " : "", make("b", { class: branch }, PLURAL[branch])]);
   box.append(make("p", { class: "hint" },
-    "How far the queries and keys of a level come from the level before: 0 closed, standard attention; 1 fully nested. By layer, ",
-    make("b", { class: "query" }, "query"), " and ", make("b", { class: "key" }, "key"), "."));
+    "How far what a level attends with comes from the level before: 0 closed, standard attention; 1 fully nested. By layer: ",
+    ...names, "."));
   for (const level of new Set(data.gates.map((gate) => gate.level))) {
     const gates = data.gates.filter((gate) => gate.level === level);
     box.append(make("figure", {}, make("figcaption", {}, `From level ${level} to level ${level + 1}`),
-      make("div", { class: "scroll" }, gateChart(gates, level))));
+      make("div", { class: "scroll" }, gateChart(gates, level, branches))));
   }
   const rows = data.gates.map((gate) => make("tr", {},
     ...[gate.layer, `${gate.level} → ${gate.level + 1}`, gate.branch, gate.value.toFixed(4)].map((cell) => make("td", {}, String(cell)))));

@@ -1,4 +1,5 @@
-// What is selected, and who is told. The selection lives in the address, as in #layer=3&head=2&token=9.
+// What is selected, and who is told. The selection lives in the address, as in #layer=3&head=2&token=9, with
+// &branch=key where inner levels serve one branch only.
 
 let state;
 let overview;
@@ -10,7 +11,7 @@ let hovered = [null, null];
  * if it gains nothing in any, the largest gain of all.
  */
 function startingState() {
-  const best = { layer: 0, head: 0, token: TOKENS - 1 };
+  const best = { layer: 0, head: 0, token: TOKENS - 1, branch: BRANCHES.includes("key") ? "key" : BRANCHES[0] };
   let largest = [false, 0];
   allPaths.forEach((heads, layer) => heads.forEach((paths, head) => paths.forEach(([query, , gained]) => {
     const here = [query === TOKENS - 1, gained];
@@ -27,34 +28,36 @@ function fromAddress() {
   const given = {};
   for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
     if (name in limits && /^\d+$/.test(text) && Number(text) < limits[name]) given[name] = Number(text);
+    if (name === "branch" && BRANCHES.includes(text)) given.branch = text;
   }
   return given;
 }
 
 function select(change) {
   Object.assign(state, change);
-  history.replaceState(null, "", `#layer=${state.layer}&head=${state.head}&token=${state.token}`);
+  const branch = state.branch ? `&branch=${state.branch}` : "";
+  history.replaceState(null, "", `#layer=${state.layer}&head=${state.head}&token=${state.token}${branch}`);
   show(change);
 }
 
 function show(change) {
-  const { layer, head, token } = state;
-  for (const name of ["layer", "head", "token"]) document.getElementById(name).value = state[name];
+  const { layer, head, token, branch } = state;
+  for (const name of ["layer", "head", "token", "branch"]) document.getElementById(name).value = state[name];
   const order = data.orders[layer];
   document.getElementById("detail-title").textContent =
     `Layer ${layer}, head ${head}: order ${order}` + (order > 1 ? `, ${data.change[layer][head].toFixed(2)} changed` : "");
   document.querySelectorAll(".query-name").forEach((place) => place.replaceChildren(named(token)));
+  if (change.branch) overview.draw();
   overview.select(layer, head);
-  const levels = [...Array(order).keys()];
   document.getElementById("texts").replaceChildren(
-    ...levels.map((level) => textOfLevel(layer, level, head, token, chooseToken)));
+    ...shown(layer, branch).map((map) => textOfMap(layer, map, head, token, chooseToken)));
   showPaths(state);
   showGains(state, chooseToken);
-  if ("layer" in change || "head" in change) makeMaps();
+  if ("layer" in change || "head" in change || change.branch) makeMaps();
   drawMaps();
 }
 
-/** CSS pixels of a cell: the levels side by side where the window is wide enough, legible where it is not. */
+/** CSS pixels of a cell: maps side by side where the window is wide enough, legible where it is not. */
 function cellSide() {
   const least = TOKENS <= 64 ? 11 : TOKENS <= 128 ? 8 : 5;
   const room = document.getElementById("maps-box").clientWidth / Math.min(2, data.orders[state.layer]) - 110;
@@ -62,8 +65,7 @@ function cellSide() {
 }
 
 function makeMaps() {
-  const { layer, head } = state;
-  const order = data.orders[layer];
+  const { layer, head, branch } = state;
   const actions = {
     hover: (i, j) => {
       hovered = [i, j];
@@ -73,10 +75,10 @@ function makeMaps() {
     choose: (i, j) => (i ?? j) !== null && select({ token: i ?? j }),
   };
   const cell = cellSide();
-  largeMaps = [...Array(order).keys()].map((level) => (
-    new LargeMap(levelName(layer, level), (i, j) => weight(layer, level, head, i, j), false, cell, actions)));
-  if (order > 1) {
-    const title = `Level ${order} − level 1: what refining adds and takes away`;
+  largeMaps = shown(layer, branch).map((map) => (
+    new LargeMap(mapName(layer, map, head), (i, j) => weight(layer, map, head, i, j), false, cell, actions)));
+  if (data.orders[layer] > 1) {
+    const title = `Level ${data.orders[layer]} − ${shortName(layer, 0)}: what refining adds and takes away`;
     largeMaps.push(new LargeMap(title, (i, j) => gain(layer, head, i, j), true, cell, actions));
   }
   document.getElementById("maps-box").replaceChildren(...largeMaps.map((map) => map.element));
@@ -95,8 +97,8 @@ function showReadout(i, j) {
     readout.append(": comes later");
     return;
   }
-  for (let level = 0; level < data.orders[state.layer]; level++) {
-    readout.append(`, level ${level + 1}: ${spelled(weight(state.layer, level, state.head, i, j))}`);
+  for (const map of shown(state.layer, state.branch)) {
+    readout.append(`, ${shortName(state.layer, map)}: ${spelled(weight(state.layer, map, state.head, i, j))}`);
   }
 }
 
@@ -132,6 +134,10 @@ function fillSelects() {
   fill("layer", LAYERS, (i) => `${i}` + (data.orders[i] > 1 ? "" : " (order 1)"));
   fill("head", data.heads, String);
   fill("token", TOKENS, (i) => `${i} ${label(i)}`);
+  const branch = document.getElementById("branch");
+  branch.append(...BRANCHES.map((name) => make("option", { value: name }, PLURAL[name])));
+  branch.addEventListener("change", () => select({ branch: branch.value }));
+  branch.parentElement.hidden = !BRANCHES.length;
 }
 
 function count(number, what) {
@@ -144,10 +150,11 @@ function showFacts() {
   const generated = TOKENS - data.prompt_tokens;
   document.getElementById("facts").textContent = `${count(LAYERS, "layer")} of ${count(data.heads, "head")}, attention order `
     + `${orders.join(" and ")}; ${count(TOKENS, "token")}` + (generated ? `, the last ${generated} generated by the model` : "")
-    + (data.refined.length === 1 ? `; only the ${data.refined[0]} is refined` : "") + ".";
+    + (orders.at(-1) > 1 ? `; inner attention "${data.inner_attention}", refined: ${data.refined.join(", ")}` : "") + ".";
   document.getElementById("overview-hint").textContent = `A column per ${layersAcross ? "layer" : "head"}, a row per `
-    + `${layersAcross ? "head" : "layer"}; in each cell the levels side by side, level 1 first. The bar below a cell is `
-    + "how much of its attention the last level puts elsewhere than level 1. Click a cell.";
+    + `${layersAcross ? "head" : "layer"}; in each cell its maps side by side: where the head would look if nothing `
+    + "were refined, inner levels if there are others, the last level. The bar below a cell is how much of its attention "
+    + "refining moves. Click a cell.";
   document.getElementById("keys").textContent = layersAcross ? "← → layer, ↑ ↓ head" : "← → head, ↑ ↓ layer";
   const notes = notices();
   if (!notes.length) return;
@@ -162,7 +169,7 @@ function notices() {
   if (data.orders.every((order) => order === 1)) {
     notes.push("All layers are of order 1, standard attention: there is one level, and nothing is refined.");
   } else if (data.gates.length && data.gates.every((gate) => gate.value === 0)) {
-    notes.push("All gates are closed (0): the inner attention has no effect, every level attends as level 1 does, and "
+    notes.push("All gates are closed (0): the inner attention has no effect, every head looks where it would without it, and "
       + "the model is the standard model that it was made from. Train the gates, or see what open ones would do with "
       + "--open-gates 0.05.");
   }
@@ -171,9 +178,13 @@ function notices() {
       + `${data.gates.length} gates ${data.gates_open_in_the_model || "none"} `
       + `${data.gates_open_in_the_model === 1 ? "is" : "are"} open.`);
   }
-  if (!data.shared_projections && data.orders.some((order) => order > 1)) {
-    notes.push("Inner levels have weights of their own in this model: head 3 of level 1 and head 3 of the last level "
-      + "are different heads, so what a level adds to the first says little here.");
+  if (data.inner_attention === "separate" && BRANCHES.length) {
+    notes.push("Inner attentions have weights of their own in this model: head 3 of level 1 is another head than head 3 of "
+      + "the last level.");
+  }
+  if (data.refined.includes("value") && data.orders.some((order) => order > 1)) {
+    notes.push("Values are refined, which changes what a head takes from a token and not where it looks: paths and credits "
+      + "are of queries and keys only.");
   }
   return notes;
 }

@@ -44,19 +44,18 @@ function mapImage(value, size, diverging) {
   return image;
 }
 
-/** The small maps of a head, its levels side by side, `side` CSS pixels each. */
-function drawSmall(canvas, layer, head, side) {
+/** Small maps of a head side by side, `side` CSS pixels each. */
+function drawSmall(canvas, layer, head, maps, side) {
   const ratio = window.devicePixelRatio || 1;
   const dots = Math.round(side * ratio);
   const step = dots + Math.max(1, Math.round(ratio));
-  const order = data.orders[layer];
-  canvas.width = order * step - (step - dots);
+  canvas.width = maps.length * step - (step - dots);
   canvas.height = dots;
   canvas.style.width = `${canvas.width / ratio}px`;
   canvas.style.height = `${side}px`;
   const context = canvas.getContext("2d");
-  for (let level = 0; level < order; level++) {
-    context.putImageData(mapImage((i, j) => weight(layer, level, head, i, j), dots, false), level * step, 0);
+  for (const [place, map] of maps.entries()) {
+    context.putImageData(mapImage((i, j) => weight(layer, map, head, i, j), dots, false), place * step, 0);
   }
 }
 

@@ -1,4 +1,4 @@
-// The grid of all heads, the levels side by side in every cell: a column per layer and a row per head, or the other way
+// The grid of all heads, their maps side by side in every cell: a column per layer and a row per head, or the other way
 // about if there are more heads than layers.
 
 const layersAcross = LAYERS >= data.heads;
@@ -60,7 +60,8 @@ class Overview {
   /** CSS pixels of a small map: as large as lets a whole row be seen at once, within reason. */
   sideNow() {
     if (this.chosen) return this.chosen;
-    const maps = layersAcross ? data.orders.reduce((sum, order) => sum + order, 0) : data.heads * Math.max(...data.orders);
+    const counts = mapsOf.map((_, layer) => shown(layer, state.branch).length);
+    const maps = layersAcross ? counts.reduce((sum, count) => sum + count, 0) : data.heads * Math.max(...counts);
     const columns = layersAcross ? LAYERS : data.heads;
     const room = document.getElementById("overview-box").clientWidth - 40 - columns * 5 - maps;
     return Math.max(18, Math.min(72, Math.floor(room / maps)));
@@ -71,8 +72,7 @@ class Overview {
     this.slider.value = this.side;
     for (const cell of this.cells.flat()) {
       const canvas = cell.firstChild;
-      const order = data.orders[cell.dataset.layer];
-      canvas.style.width = `${order * (this.side + 1) - 1}px`;
+      canvas.style.width = `${shown(cell.dataset.layer, state.branch).length * (this.side + 1) - 1}px`;
       canvas.style.height = `${this.side}px`;
       delete cell.dataset.drawn;
       this.seen.unobserve(cell);
@@ -82,7 +82,8 @@ class Overview {
   }
 
   drawCell(cell) {
-    drawSmall(cell.firstChild, Number(cell.dataset.layer), Number(cell.dataset.head), this.side);
+    const [layer, head] = [Number(cell.dataset.layer), Number(cell.dataset.head)];
+    drawSmall(cell.firstChild, layer, head, shown(layer, state.branch), this.side);
     cell.dataset.drawn = "yes";
   }
 
@@ -112,7 +113,7 @@ function listMostChanged(choose) {
   const changed = heads.filter(({ change }) => change >= 0.005).sort((one, other) => other.change - one.change);
   const list = document.getElementById("most-changed");
   if (!changed.length) {
-    list.append("No head changes between its first level and its last.");
+    list.append("No head changes: all look where they would if nothing were refined.");
     return;
   }
   list.append("Most changed: ");

@@ -2,19 +2,32 @@
 
 const SHOWN = 6; // targets listed per level
 const LEAST = 0.01; // attention, for a target to be listed
+const PLURAL = { query: "queries", key: "keys", value: "values" };
 
-function levelName(layer, level) {
-  const order = data.orders[layer];
-  if (order === 1) return "The only level";
-  if (level === 0) return "Level 1, nothing refined";
-  return level === order - 1 ? `Level ${level + 1}, the last` : `Level ${level + 1}`;
+/** A map of a head as a title. */
+function mapName(layer, map, head) {
+  const { level, branch, heads } = mapsOf[layer][map];
+  if (data.orders[layer] === 1) return "The only level";
+  if (level === 0) return "Nothing refined: for comparison, no level of the model";
+  if (branch) {
+    const whose = data.inner_attention === "self" ? `${PLURAL[branch]} look at ${PLURAL[branch]}` : `of the ${PLURAL[branch]}`;
+    return `Level ${level}, ${whose}` + (heads < data.heads ? ` (head ${headIn(layer, map, head)} of ${heads})` : "");
+  }
+  if (map === 0) return "Level 1, nothing refined";
+  return level === data.orders[layer] ? `Level ${level}, the last` : `Level ${level}`;
 }
 
-/** The text, shaded by where `query` looks at a level, and the largest weights as numbers. */
-function textOfLevel(layer, level, head, query, choose) {
+/** A map in a few words. */
+function shortName(layer, map) {
+  const { level } = mapsOf[layer][map];
+  return level ? `level ${level}` : "nothing refined";
+}
+
+/** The text, shaded by where `query` looks in a map, and the largest weights as numbers. */
+function textOfMap(layer, map, head, query, choose) {
   const text = make("p", { class: "text" });
   for (let j = 0; j < TOKENS; j++) {
-    const value = weight(layer, level, head, query, j);
+    const value = weight(layer, map, head, query, j);
     const token = make("button", { type: "button", class: "token", tabindex: "-1", "data-token": j });
     token.textContent = visible(j);
     token.title = j > query ? `${j}: comes later` : `${j}: ${spelled(value)}`;
@@ -28,7 +41,7 @@ function textOfLevel(layer, level, head, query, choose) {
     if (data.tokens[j].includes("\n")) text.append(make("br"));
   }
   const largest = [...Array(query + 1).keys()]
-    .map((j) => [j, weight(layer, level, head, query, j)])
+    .map((j) => [j, weight(layer, map, head, query, j)])
     .filter(([, value]) => value >= LEAST)
     .sort(([, one], [, other]) => other - one)
     .slice(0, SHOWN);
@@ -36,16 +49,16 @@ function textOfLevel(layer, level, head, query, choose) {
   for (const [j, value] of largest) {
     list.append(make("li", { "data-token": j }, named(j), " ", value.toFixed(3)));
   }
-  return make("div", { class: "level", "data-level": level + 1 }, make("h4", {}, levelName(layer, level)), text, list);
+  return make("div", { class: "level", "data-level": mapsOf[layer][map].level }, make("h4", {}, mapName(layer, map, head)), text, list);
 }
 
 /** One path as a sentence, each further chain on a line of its own. */
 function pathItem(layer, head, path) {
   const item = make("li", { "data-query": path.query, "data-target": path.target });
-  const [first, last] = [0, data.orders[layer] - 1].map((level) => weight(layer, level, head, path.query, path.target));
+  const [first, last] = [0, mapsOf[layer].length - 1].map((map) => weight(layer, map, head, path.query, path.target));
   item.append(
     make("p", { class: "arrow" }, named(path.query), " → ", named(path.target),
-      make("span", { class: "numbers" }, ` ${spelled(first)} at level 1, ${spelled(last)} at the last`,
+      make("span", { class: "numbers" }, ` ${shortName(layer, 0)}: ${spelled(first)}, the last: ${spelled(last)},`,
         make("b", {}, ` ${signed(path.gain, 3)}`))),
   );
   if (!path.chains.length) {
@@ -64,9 +77,11 @@ function chainLine(path, chain) {
     line.append(named(path.query), ", whose query was gathered from ");
   }
   chain.forEach((hop, number) => {
-    if (number) line.append(`, which is found through ${hop.branch === "key" ? "its key" : "a query"}, gathered from `);
+    if (number) {
+      line.append(`, which is found through ${hop.branch === "key" ? "its" : "a"} ${hop.inner || hop.branch}, gathered from `);
+    }
     line.append(named(hop.token));
-    const where = `head ${hop.head} of level ${hop.level}`;
+    const where = `head ${hop.head} of level ${hop.level}` + (hop.inner ? ` of the ${PLURAL[hop.inner]}` : "");
     line.append(make("span", { class: "numbers" }, ` (${hop.weight.toFixed(2)}, ${where})`));
   });
   if (chain[0].branch === "query") line.append(", looks at ", named(path.target));
@@ -77,7 +92,10 @@ function chainLine(path, chain) {
 /** Why a head may have no paths at all; null if it may. */
 function whyNoPaths(layer) {
   if (data.orders[layer] === 1) return "This layer is of order 1: it has one level, nothing is refined, and there are no paths.";
-  if (isClosed(layer)) return "The gates of this layer are closed: nothing is refined, all levels attend alike, and there are no paths.";
+  if (isClosed(layer)) {
+    return "The gates of this layer are closed: nothing is refined, every head looks where it would without inner attention, and there are no paths.";
+  }
+  if (String(data.refined) === "value") return "Only values are refined, which changes what a head takes from a token and not where it looks: there are no paths.";
   return null;
 }
 
@@ -89,7 +107,7 @@ function showPaths(state) {
   if (why) box.replaceChildren(make("p", { class: "none" }, why));
   else if (!mine.length) {
     box.replaceChildren(make("p", { class: "none" },
-      "Nothing: on no token does the last level put 0.05 more attention than level 1."));
+      "Nothing: to no token does refining add 0.05 attention."));
   } else box.replaceChildren(make("ol", { class: "paths" }, ...mine.map((path) => pathItem(layer, head, path))));
 }
 

@@ -13,7 +13,6 @@ import torch
 import checkpoints
 import nexus_transformers
 from nexus_transformers import NexusConfig, NexusForCausalLM
-from nexus_transformers.conversion_scripts.convert import convert
 from nexus_transformers.inspection import inspect
 
 PROMPT = "An exception is raised by the class."
@@ -24,18 +23,10 @@ SHAPE = {
     "intermediate_size": 64,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 16,
+    "head_dim": 12,
     "vocab_size": checkpoints.VOCAB_SIZE,
     "initializer_range": 0.3,  # large enough for attention to be far from uniform
 }
-
-
-@pytest.fixture(scope="session")
-def nexus_folder(llama_folder, tmp_path_factory):
-    """Order 2 with closed gates."""
-    folder = tmp_path_factory.mktemp("inspect") / "tiny-nexus"
-    convert(llama_folder, folder, verify=False)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -54,14 +45,28 @@ def save_nexus(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def nexus_folder(save_nexus):
+    """Order 2 with closed gates, as a conversion makes it."""
+    return save_nexus(num_layers=3, inner_gate=True)
+
+
+@pytest.fixture(scope="session")
 def inspected(tmp_path_factory):
-    """What `inspect` returned for `PROMPT`: `inspected(folder, gates=...)`."""
+    """What `inspect` returned for `PROMPT`: `inspected(folder, gates=...)`. PNGs take longer than all the rest."""
 
     @cache
-    def run(folder, gates=None):
-        return inspect(folder, PROMPT, tmp_path_factory.mktemp("inspected") / "out", gates=gates)
+    def run(folder, gates=None, pngs=False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not pngs:
+                patch.setitem(sys.modules, "matplotlib.figure", None)
+            return inspect(folder, PROMPT, tmp_path_factory.mktemp("inspected") / "out", gates=gates)
 
     return run
+
+
+@pytest.fixture
+def no_pngs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
 
 @pytest.fixture(scope="session")

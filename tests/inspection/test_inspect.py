@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import checkpoints
@@ -16,8 +17,9 @@ import nexus_transformers
 from nexus_transformers import NexusConfig, NexusForCausalLM, NexusForSequenceClassification
 from nexus_transformers.errors import InspectionError
 from nexus_transformers.inspection import inspect
-from nexus_transformers.inspection.collect import MAX_CELLS, LayerView, check_size, collect
+from nexus_transformers.inspection.collect import MAX_CELLS, LayerView, Maps, check_size, collect
 from nexus_transformers.inspection.collect import kept as thousandths
+from nexus_transformers.inspection.figures import overview
 from nexus_transformers.inspection.page import page
 from nexus_transformers.inspection.paths import MIN_GAIN
 
@@ -25,7 +27,7 @@ PROMPT = "An exception is raised by the class."  # as in conftest.py
 
 
 def data_of(page):
-    """The data that a page carries, and its maps, (layers) of (order, heads, T, T)."""
+    """The data that a page carries, and its maps, (layers) of (maps, heads, T, T)."""
     text = Path(page).read_text(encoding="utf-8")
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
     maps, paths = (
@@ -36,27 +38,48 @@ def data_of(page):
     planes = np.frombuffer(maps, np.uint8).reshape(2, -1)
     size = len(data["tokens"])
     rows, columns = np.tril_indices(size)
-    maps = []
-    for order in data["orders"]:
-        shape = (2, order, data["heads"], len(rows))
-        layer, planes = np.split(planes, [np.prod(shape) // 2], axis=1)
-        low, high = layer.reshape(shape).cumsum(1) % 256
-        whole = np.zeros((order, data["heads"], size, size))
-        whole[:, :, rows, columns] = (low + 256 * high) / 1000
-        maps.append(whole)
+    layers = []
+    for maps in data["maps"]:
+        before, found = {}, np.zeros((len(maps), data["heads"], size, size))
+        for whole, (_, branch, heads) in zip(found, maps, strict=True):
+            part, planes = np.split(planes, [heads * len(rows)], axis=1)
+            before[branch] = (part.astype(int) + before.get(branch, 0)) % 256
+            low, high = before[branch].reshape(2, heads, -1).repeat(data["heads"] // heads, axis=1)
+            whole[:, rows, columns] = (low + 256 * high) / 1000
+        layers.append(found)
     assert planes.size == 0
-    return data, maps
+    return data, layers
 
 
 def attentions_of(folder, ids, gates=None):
-    """As Transformers records them, one per call, in the order of the calls; grouped by layer."""
+    """As Transformers records them, one per call, in the order of the calls; grouped by layer, a row per query head."""
     model = NexusForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     if gates is not None:
         for gate in model.gates().values():
             gate.data.fill_(gates)
     with torch.no_grad():
-        calls = iter(model(torch.tensor([ids]), output_attentions=True).attentions)
-    return [np.stack([next(calls)[0].float().numpy() for _ in range(order)]) for order in model.config.layer_orders]
+        attentions = iter(model(torch.tensor([ids]), output_attentions=True).attentions)
+    layers = []
+    for calls in model.config.attention_calls():
+        maps = [next(attentions)[0].float().numpy() for _ in calls]
+        layers.append(np.stack([each.repeat(model.config.num_attention_heads // len(each), axis=0) for each in maps]))
+    return layers
+
+
+def unrefined_of(folder, ids):
+    """By layer, the maps of a standard layer with the same weights and the same input."""
+    model = NexusForCausalLM.from_pretrained(folder).eval()
+    fields = model.config.to_diff_dict() | {"num_layers": 1, "attention_order": 1}
+    maps = []
+    with torch.no_grad():
+        states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        for number, hidden_states in enumerate(states[:-1]):
+            standard = NexusForCausalLM._from_config(NexusConfig(**fields), attn_implementation="eager").eval()
+            own = model.model.layers[number].state_dict()
+            _, unexpected = standard.model.layers[0].load_state_dict(own, strict=False)
+            assert all(".inner_" in f".{key}" for key in unexpected)
+            maps.append(standard(inputs_embeds=hidden_states, output_attentions=True).attentions[0][0].numpy())
+    return maps
 
 
 def test_the_page_holds_every_map_that_the_model_computes(nexus_folder, inspected, kept):
@@ -73,6 +96,61 @@ def test_the_page_holds_every_map_that_the_model_computes(nexus_folder, inspecte
     assert max(map(max, data["change"])) > 0.05, "opened gates do something"
 
 
+ARMS = {
+    "values too": ({"refine_value": True}, [(1, None, 4), (2, None, 4)]),
+    "separate": (
+        {"inner_attention": "separate", "refine_value": True},
+        [(0, None, 4), (1, "query", 4), (1, "key", 4), (1, "value", 4), (2, None, 4)],
+    ),
+    "separate, keys only, W_O": (
+        {"inner_attention": "separate", "refine_query": False, "inner_output_projection": True, "head_dim": 16},
+        [(0, None, 4), (1, "key", 4), (2, None, 4)],
+    ),
+    "self, order 3": (
+        {"inner_attention": "self", "attention_order": 3},
+        [(0, None, 4), (1, "query", 4), (1, "key", 2), (2, "query", 4), (2, "key", 2), (3, None, 4)],
+    ),
+}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_page_holds_every_map_of_every_inner_attention(arm, save_nexus, inspected, kept):
+    """And where the heads would look if nothing were refined, which in "shared" alone is a level of the model."""
+    fields, maps = ARMS[arm]
+    folder, ids = save_nexus(**fields), checkpoints.tokenizer()(PROMPT)["input_ids"]
+    result = inspected(folder)
+    data, found = data_of(result["page"])
+    assert data["maps"] == [[list(each) for each in maps]] * 2
+    assert (data["inner_attention"], data["orders"]) == (fields.get("inner_attention", "shared"), [maps[-1][0]] * 2)
+    calls, unrefined = attentions_of(folder, ids), unrefined_of(folder, ids)
+    change = np.zeros((2, 4))
+    for layer in range(2):
+        np.testing.assert_allclose(found[layer][-len(calls[layer]) :], kept(calls[layer]), atol=1e-6)
+        np.testing.assert_allclose(found[layer][0], kept(unrefined[layer]), atol=1.1e-3)
+        change[layer] = np.abs(calls[layer][-1] - unrefined[layer]).sum(-1).mean(-1) / 2
+        np.testing.assert_allclose(data["change"][layer], change[layer], atol=1e-4)
+    assert change.max() > 0.05 and result["paths"]
+    hops = [hop for heads in data["paths"] for paths in heads for path in paths for chain in path[3] for hop in chain]
+    assert {hop[0] for hop in hops} == {hop[6] if len(hop) > 6 else hop[0] for hop in hops} or arm == "self, order 3"
+    assert {hop[1] for hop in hops} == {level for level, *_ in maps[1:-1]} or arm == "values too"
+
+
+@pytest.mark.parametrize("kind", ["separate", "self"])
+def test_closed_gates_leave_every_inner_attention_without_effect(kind, save_nexus, inspected):
+    folder = save_nexus(inner_attention=kind, inner_gate=True)
+    closed = inspected(folder)
+    assert closed["paths"] == closed["most_changed"] == []
+    _, maps = data_of(closed["page"])
+    for layer in maps:
+        assert (layer[0] == layer[-1]).all() and (layer[0] != layer[1]).any()
+    opened = inspected(folder, 0.5)
+    assert opened["paths"] and {(gate["level"], gate["branch"]) for gate in opened["gates"]} == {
+        (1, "query"),
+        (1, "key"),
+    }
+
+
+@pytest.mark.usefixtures("no_pngs")
 def test_the_block_in_the_docs_tells_which_map_is_which(save_nexus, kept, tmp_path, monkeypatch):
     """Beside those of the page, which come from hooks on each level of each layer."""
     text = (Path(nexus_transformers.__file__).parent / "docs" / "inspect.md").read_text(encoding="utf-8")
@@ -82,9 +160,11 @@ def test_the_block_in_the_docs_tells_which_map_is_which(save_nexus, kept, tmp_pa
     monkeypatch.chdir(tmp_path)
     exec(code, found := {})
     _, expected = data_of(inspect(folder, "red cat fog owl blue dog fog", tmp_path / "out")["page"])
-    assert found["maps"].keys() == {(0, 1), (0, 2), (0, 3), (1, 1)} and found["states"].keys() == {0, 1}
-    for (layer, level), weights in found["maps"].items():
-        np.testing.assert_allclose(expected[layer][level - 1], kept(weights[0]), atol=1e-6)
+    assert found["states"].keys() == {0, 1}
+    names = [(0, "inner_1"), (0, "inner_2"), (0, "outer"), (1, "outer")]
+    assert list(found["maps"]) == names
+    for name, wanted in zip(names, [*expected[0], *expected[1]], strict=True):
+        np.testing.assert_allclose(wanted, kept(found["maps"][name][0]), atol=1e-6)
 
 
 def test_closed_gates_have_no_paths_and_open_ones_do(nexus_folder, inspected):
@@ -161,6 +241,7 @@ def test_without_nesting_there_is_no_such_path(induction, tmp_path):
     assert result["paths"] == []
 
 
+@pytest.mark.usefixtures("no_pngs")
 def test_chat_and_generate(nexus_folder, inspected, kept, tmp_path):
     prompt_tokens = len(inspected(nexus_folder)["tokens"])
     result = inspect(nexus_folder, PROMPT, tmp_path / "out", chat=True, generate=5)
@@ -188,6 +269,7 @@ def test_bfloat16_weights_and_other_heads(save_nexus, inspected, kept, tmp_path)
         inspect(folder, PROMPT, tmp_path / "more", generate=3)
 
 
+@pytest.mark.usefixtures("no_pngs")
 def test_the_page_stands_alone(save_nexus, tmp_path):
     """Nothing in it points anywhere, and a prompt cannot break out of its place."""
     prompt = "</script><img src=x onerror=alert(1)> @maps@ <!-- & \x00\n"
@@ -202,7 +284,7 @@ def test_the_page_stands_alone(save_nexus, tmp_path):
 
 
 def test_pngs_show_what_they_should(nexus_folder, inspected):
-    result = inspected(nexus_folder, 0.3)
+    result = inspected(nexus_folder, 0.3, pngs=True)
     assert [Path(file).name for file in result["files"]] == ["gates.png", "index.html", "overview.png"]
     overview, gates = (imread(Path(result["page"]).with_name(name)) for name in ("overview.png", "gates.png"))
     assert overview.shape[0] > 600 and overview.shape[1] > 600
@@ -214,6 +296,21 @@ def test_pngs_show_what_they_should(nexus_folder, inspected):
         for colour in ((0x1F, 0x5F, 0xBF), (0xC2, 0x57, 0x0C))
     )
     assert blue.sum() > 1000 and blue.sum() == pytest.approx(orange.sum(), rel=0.1)
+
+
+def test_the_overview_names_every_map(save_nexus):
+    model = NexusForCausalLM.from_pretrained(
+        save_nexus(num_layers=1, inner_attention="self"), attn_implementation="eager"
+    )
+    views = collect(model.eval(), torch.arange(5)[None])
+    figure = overview(Figure, {"model": "tiny", "tokens": ["token"] * 5}, views)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    layer, _, head = titles[0].partition(": ")[0].rpartition(" ")
+    assert titles[:4] == [
+        f"{layer} {head}: {name}"
+        for name in ("nothing refined", "level 1 of 2, query", "level 1 of 2, key", "level 2 of 2")
+    ]
+    assert titles[4] == f"level 2 minus unrefined ({views[0].change[int(head)]:.2f} changed)"
 
 
 def test_dollar_signs_are_no_mathematics(nexus_folder, tmp_path):
@@ -232,7 +329,8 @@ def test_290_tokens_of_30_layers_make_a_page_below_10_megabytes():
     weights = torch.stack([level.masked_fill(hidden, -torch.inf).softmax(-1) for level in levels])
     maps = thousandths(weights[..., ~hidden]).numpy().astype(np.uint16)
     facts = {"model": "SmolLM2", "tokens": ["token"] * 290}
-    text = page(facts, [LayerView(maps, [0.0] * 9, [[]] * 9)] * 30)
+    levels = [Maps(level, None, cells) for level, cells in enumerate(maps, start=1)]
+    text = page(facts, [LayerView(levels, [0.0] * 9, [[]] * 9)] * 30)
     assert 3e6 < len(text) < 10e6
 
 
@@ -243,6 +341,9 @@ def test_a_page_too_large_for_a_browser_is_refused():
         check_size(config, 500)
     fit = int(re.search(r"show (\d+) tokens", str(error.value))[1])
     check_size(config, fit)
+    config.inner_attention = "separate"  # two inner attentions, and where heads would look if nothing were refined
+    with pytest.raises(InspectionError, match=f"{80 * 4 * 64} maps"):
+        check_size(config, fit)
     assert 80 * 2 * 64 * fit * (fit + 1) / 2 <= MAX_CELLS < 80 * 2 * 64 * (fit + 3) * (fit + 4) / 2
 
 
@@ -255,4 +356,5 @@ def test_nothing_of_the_model_is_changed(save_nexus):
     assert torch.equal(model(ids).logits, before)
     assert all(not module._forward_hooks for module in model.modules())
     for first, second in zip(one, other, strict=True):
-        assert np.array_equal(first.maps, second.maps) and first.paths == second.paths
+        assert all(np.array_equal(a.cells, b.cells) for a, b in zip(first.maps, second.maps, strict=True))
+        assert first.paths == second.paths

@@ -33,24 +33,26 @@ def test_command_prints_and_returns(save_nexus, nexus, tmp_path, monkeypatch):
 def test_closed_gates_and_order_1_are_said(nexus_folder, save_nexus, inspected, capsys):
     print_inspection(inspected(nexus_folder))
     output = capsys.readouterr().out
-    assert "All gates are closed" in output and "gates.png" in output
+    assert "All gates are closed" in output
     print_inspection(inspected(nexus_folder, 0.3))
     output = capsys.readouterr().out
     assert "All gates are closed" not in output and " → " in output
+    print_inspection(inspected(nexus_folder, 0.3, pngs=True))
+    assert "gates.png" in capsys.readouterr().out
     print_inspection(inspected(save_nexus(attention_order=1)))
     output = capsys.readouterr().out
     assert "order 1" in output and "nothing is refined" in output
 
 
 def test_without_matplotlib_there_is_the_page_and_a_note(nexus_folder, nexus, tmp_path, monkeypatch):
-    for module in ("matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     status, output, _ = nexus("inspect", nexus_folder, PROMPT, "--out", tmp_path / "out", "--open-gates", "0.3")
     assert status == 0 and " → " in output
     assert "Note: no PNGs, as matplotlib is not installed (pip install matplotlib)." in output
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["index.html"]
 
 
+@pytest.mark.usefixtures("no_pngs")
 def test_an_earlier_page_is_replaced_and_nothing_else(nexus_folder, inspected, tmp_path):
     out = Path(shutil.copytree(Path(inspected(nexus_folder)["page"]).parent, tmp_path / "out"))
     before = (out / "index.html").read_bytes()
@@ -74,6 +76,7 @@ def test_an_earlier_page_is_replaced_and_nothing_else(nexus_folder, inspected, t
         inspect(nexus_folder, PROMPT, tmp_path / "link")
 
 
+@pytest.mark.usefixtures("no_pngs")
 def test_a_failure_leaves_nothing(nexus_folder, tmp_path, monkeypatch):
     def broken(*_):
         raise OSError(28, "No space left on device")

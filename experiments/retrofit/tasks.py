@@ -8,7 +8,6 @@ converted model.
 
 import json
 import random
-import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -16,10 +15,11 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 
-from common.texts import CACHE, shakespeare, smollm2
-from nexus_transformers.tokenization import CHAT_TEMPLATES, train_tokenizer
+from common.texts import CACHE, shakespeare
+
+from ..converted import convert
 
 IGNORED = -100  # label of positions that are not asked
 Row = dict  # {"ids": list[int], "asked": int}
@@ -53,14 +53,7 @@ def prepare(name: str, folder: Path | None = None) -> Path:
         name: "smollm2", downloaded and converted, or "toy", a random Llama, converted just as really.
     """
     folder = folder or CACHE / "evidence" / f"retrofit-{name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "model").exists():
-        source = smollm2() if name == "smollm2" else toy_source(folder / "source")
-        nexus = Path(sys.executable).with_name("nexus")
-        checked = [] if name == "smollm2" else ["--no-verify"]  # the toy: its verification is tested elsewhere
-        command = [nexus, "convert", source, folder / "model", "--order", "2", *checked]
-        if subprocess.run(command).returncode != 0:
-            sys.exit("retrofit: the source model could not be converted; see the message above.")
+    convert(name, folder)
     made_with = json.loads(json.dumps({"sizes": SIZES[name], "tasks": TASKS, "system": SYSTEM, "explained": EXPLAINED}))
     file = folder / "data.json"
     if not file.exists() or json.loads(file.read_text())["made_with"] != made_with:
@@ -73,33 +66,6 @@ def prepare(name: str, folder: Path | None = None) -> Path:
         unfinished = file.with_suffix(".tmp")
         unfinished.write_text(json.dumps({"made_with": made_with} | data))
         unfinished.replace(file)
-    return folder
-
-
-def toy_source(folder: Path) -> Path:
-    """A tiny random Llama with a tokenizer that chats."""
-    files = [folder / f"{name}.txt" for name in ("class", "exceptions")]
-    folder.mkdir(exist_ok=True)
-    for file in files:
-        file.write_text(topics[file.stem])
-    tokenizer = train_tokenizer(files, 384, CHAT_TEMPLATES["chatml"])
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        initializer_range=0.2,  # far from uniform attention
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -1,0 +1,56 @@
+"""The converted models that experiments start from: SmolLM2-135M-Instruct, or a toy for quick runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from common.texts import smollm2
+from nexus_transformers.tokenization import CHAT_TEMPLATES, train_tokenizer
+
+
+def convert(name: str, folder: Path) -> None:
+    """
+    Writes `folder`/model, unless it is there: order 2 in every layer, with closed gates.
+
+    Args:
+        name: "smollm2", downloaded, or "toy", a random Llama, converted just as really.
+    """
+    if (folder / "model").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    source = smollm2() if name == "smollm2" else toy_source(folder / "source")
+    nexus = Path(sys.executable).with_name("nexus")
+    checked = [] if name == "smollm2" else ["--no-verify"]  # the toy: its verification is tested elsewhere
+    if subprocess.run([nexus, "convert", source, folder / "model", "--order", "2", *checked]).returncode != 0:
+        sys.exit(f"{name} could not be converted; see the message above.")
+
+
+def toy_source(folder: Path) -> Path:
+    """A tiny random Llama with a tokenizer that chats."""
+    files = [folder / f"{name}.txt" for name in ("class", "exceptions")]
+    folder.mkdir(exist_ok=True)
+    for file in files:
+        file.write_text(topics[file.stem])
+    tokenizer = train_tokenizer(files, 384, CHAT_TEMPLATES["chatml"])
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.2,  # far from uniform attention
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

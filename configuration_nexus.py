@@ -66,9 +66,9 @@ class NexusConfig(PreTrainedConfig):
             replaces the layer's input where queries and keys come from. A list gives one order per layer; by default
             it is `[2, 1, 1, ...]`; the paper nests every layer, `2`. May be overridden at load:
             `from_pretrained(..., attention_order=1)`.
-        refine_query, refine_key (`bool`, default to `True`):
-            Which projections read the output of the inner level. With `refine_key` off, "shared" attention needs no
-            more cache than standard attention.
+        refine_query (`bool`, defaults to `True`): Queries are projected from the output of the inner level.
+        refine_key (`bool`, defaults to `True`):
+            Keys are projected from it. If off, "shared" attention needs no more cache than standard attention.
         refine_value (`bool`, defaults to `False`):
             The last level's values come from the inner level too (the paper's Nexus-QKV). Not with "self".
         inner_attention (`str`, defaults to `"shared"`):
@@ -226,6 +226,8 @@ class NexusConfig(PreTrainedConfig):
 
     def attention_calls(self) -> list[list[AttentionCall]]:
         """The attention calls of each decoder layer, in the order in which it makes them."""
+        if self.inner_attention not in CALLS:
+            raise ValueError(f"inner_attention={self.inner_attention!r}: choose 'shared', 'separate' or 'self'.")
         layers, slot = [], -1
         for order in self.layer_orders:
             layers.append([])
@@ -314,8 +316,6 @@ class NexusConfig(PreTrainedConfig):
 
     def check_inner_attention(self, order: int):
         kind = self.inner_attention
-        if kind not in CALLS:
-            raise ValueError(f"inner_attention={kind!r}: choose 'shared', 'separate' or 'self'.")
         if kind == "self" and self.refine_value:
             raise ValueError("refine_value=True: inner_attention='self' refines queries and keys only; turn it off.")
         if kind == "self" and self.inner_output_projection:
@@ -340,8 +340,8 @@ class NexusConfig(PreTrainedConfig):
         width = self.num_attention_heads * self.head_dim
         if kind != "self" and not self.inner_output_projection and width != self.hidden_size:
             raise ValueError(
-                f"num_attention_heads * head_dim = {width}, but hidden_size={self.hidden_size}: an inner output as wide "
-                "as the heads cannot be projected again. Set inner_output_projection=True."
+                f"num_attention_heads * head_dim = {width}, but hidden_size={self.hidden_size}: an inner output as "
+                "wide as the heads cannot be projected again. Set inner_output_projection=True."
             )
 
 

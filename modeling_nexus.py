@@ -29,7 +29,7 @@ from torch import nn
 from transformers import __version__ as transformers_version
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, StaticLayer
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import (
@@ -206,6 +206,7 @@ class NexusAttentionCall(nn.Module):
         if is_updated_by_the_attention_function(cache):
             kwargs["cache"] = cache
         elif cache is not None:
+            refuse_other_heads(cache, self.layer_idx, key.shape[1])
             if not self.stores:
                 key, value = attended
             elif "value" not in self.stores and can_store_keys_alone(cache, self.layer_idx):
@@ -236,6 +237,16 @@ class NexusAttentionCall(nn.Module):
 def is_updated_by_the_attention_function(cache: Cache | None) -> bool:
     """Paged caches were, before Transformers 5.24."""
     return CACHE != "cache" and cache is not None and not isinstance(cache, Cache)
+
+
+def refuse_other_heads(cache: Cache, slot: int, heads: int) -> None:
+    """Raises `ValueError` if a static slot was allocated ahead of time for another number of heads."""
+    layer = cache.layers[slot] if isinstance(cache, Cache) and slot < len(cache.layers) else None
+    if isinstance(layer, StaticLayer) and layer.is_initialized and layer.keys.shape[1] != heads:
+        raise ValueError(
+            f"Slot {slot} of this cache was allocated for {layer.keys.shape[1]} heads, and has {heads} in this model: "
+            "let the cache allocate itself, without `early_initialization`, `prefill_chunk_size` or export."
+        )
 
 
 def can_store_keys_alone(cache: Cache, slot: int) -> bool:
@@ -666,6 +677,16 @@ class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         inputs["past_key_values"] = inputs.pop(CACHE, None)  # PEFT's prompt tuning knows the cache by this name only
         return inputs
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """As always, or `ValueError` where the slots of the cache differ in their heads: a paged cache's do not."""
+        calls = [call for layer in self.config.attention_calls() for call in layer if call.stores]
+        if len({call.num_key_value_heads for call in calls}) > 1:
+            raise ValueError(
+                "Continuous batching needs as many heads in every slot of the cache, and inner_attention='self' also "
+                "caches queries, which have more heads than keys in this model: use `generate`."
+            )
+        return super().init_continuous_batching(*args, **kwargs)
 
     @can_return_tuple
     def forward(

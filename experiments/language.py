@@ -6,7 +6,7 @@ Models of half a million to two million parameters learn Shakespeare's works; on
 is compared with the standard model twice: after as many steps (equal parameters and data), and after as many training
 FLOPs (a nested model gets fewer steps). Learning rates are chosen with one seed out of the same four for the standard
 model and for each kind of rival, and anew for longer training and larger models. `inside heads` is
-another reading of the paper (models.py).
+the paper's Eq. 7 to 9, rotated at every level (models.py).
 """
 
 import math
@@ -44,15 +44,14 @@ ABLATION = [
     "order 3, first layer",
     "order 2, first layer, queries only",
     "order 2, first layer, keys only",
-    "order 2, first layer, no source scale",
+    "order 2, first layer, no inner scale",
     "order 2, queries only",
     "order 2, keys only",
-    "order 2, no source scale",
+    "order 2, no inner scale",
     "order 2, gates from 0",
-    "order 2, unshared",
 ]
 FINAL = ["standard", "order 2", "order 2, first layer"]
-LONG = [*FINAL, "order 2, no source scale"]
+LONG = [*FINAL, "order 2, no inner scale"]
 ORDERS = [2, 3]  # of the map
 
 
@@ -207,7 +206,7 @@ def main(options: Namespace) -> dict:
 
     # the winners of the map and the rivals, at equal compute, three seeds
     ranked = sorted(stages["map, equal compute"], key=lambda record: record["result"]["loss"])
-    finalists = ["standard", "order 2", "looped", "inside heads", "order 2, queries only", "order 2, no source scale"]
+    finalists = ["standard", "order 2", "looped", "inside heads", "order 2, queries only", "order 2, no inner scale"]
     finalists += [record["settings"]["variant"] for record in ranked[:3]]
     wanted = [settings(small, each, rate_of(each, best), seed, True) for seed in seeds for each in finalists]
     shapes = [{"layers": SIZES[small]["layers"] + 1}, WIDER]  # what else the standard model could spend compute on

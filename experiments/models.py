@@ -1,9 +1,8 @@
 """
 The models that the experiments compare: Nexus and its rivals, small, and what a training step of each costs.
 
-Every comparison stands twice. At equal parameters: all variants of one width and depth have the same weights, except
-`unshared` and `wide`. At equal training compute: `training_flops` says what a token costs, so that a rival can be given
-more steps, layers or width.
+Every comparison stands twice. At equal parameters: all variants of one width and depth have the same weights. At equal
+training compute: `training_flops` says what a token costs, so that a rival can be given more steps, layers or width.
 """
 
 import torch
@@ -13,6 +12,8 @@ from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
 from nexus_transformers.modeling_nexus import rotate
 
+# The committed results are of version 0.1's form, which multiplies by W_O between levels. The paper's Eq. 12 does not.
+FORM = {"inner_output_projection": True}
 VARIANTS = {
     "standard": {"attention_order": 1},
     "order 2": {"attention_order": 2},
@@ -21,25 +22,24 @@ VARIANTS = {
     "order 3, first layer": {"attention_order": [3]},
     "order 2, first layer, queries only": {"attention_order": [2], "refine_key": False},
     "order 2, first layer, keys only": {"attention_order": [2], "refine_query": False},
-    "order 2, first layer, no source scale": {"attention_order": [2], "inner_scale": False},
+    "order 2, first layer, no inner scale": {"attention_order": [2], "inner_scale": False},
     "order 2, queries only": {"attention_order": 2, "refine_key": False},
     "order 2, keys only": {"attention_order": 2, "refine_query": False},
-    "order 2, no source scale": {"attention_order": 2, "inner_scale": False},
+    "order 2, no inner scale": {"attention_order": 2, "inner_scale": False},
     "order 2, gates from 0": {"attention_order": 2, "inner_gate": True},
-    "order 2, unshared": {"attention_order": 2, "share_projections": False},
     "looped": {"attention_order": 1},  # every layer applied twice in a row, with the same weights
-    "inside heads": {"attention_order": 1},  # another reading of the paper, see `InsideHeads`
+    "inside heads": {"attention_order": 2, "inner_attention": "self", "inner_output_projection": False},
 }
 
 
 def config(variant: str, layers: int, **fields) -> NexusConfig:
     """The config of a variant, by name or as a list of one order per layer."""
-    nesting = {"attention_order": variant} if isinstance(variant, list) else dict(VARIANTS[variant])
+    nesting = FORM | ({"attention_order": variant} if isinstance(variant, list) else VARIANTS[variant])
     order = nesting["attention_order"]
     if isinstance(order, list):
         nesting["attention_order"] = order + [1] * (layers - len(order))
-    fields = {"bos_token_id": None, "eos_token_id": None, "rope_theta": 10000.0} | fields
-    return NexusConfig(num_layers=layers, **nesting, **fields)
+    common = {"num_layers": layers, "bos_token_id": None, "eos_token_id": None, "rope_theta": 10000.0}
+    return NexusConfig(**common | nesting | fields)
 
 
 def label(run: dict) -> str:
@@ -67,9 +67,9 @@ def loop(decoder: nn.Module, times: int = 2) -> None:
 
 class InsideHeads(nn.Module):
     """
-    The paper read another way: the inner attention takes the projections instead of the tokens, and needs no weights.
-    The queries of a head attend to the queries of that head, softmax(QQ^T / sqrt(d)) Q, the keys to the keys, and what
-    comes out is brought to the scale of what went in, as Nexus does. For training without a cache or padding.
+    The paper's Eq. 7 to 9 as the committed results have it: queries and keys are rotated anew at every level, and what
+    is mixed is not rotated. The model's `inner_attention="self"` rotates once, before level 1, and mixes what is
+    rotated. All else is the same. For training without a cache or padding.
     """
 
     def __init__(self, attention: nn.Module):
@@ -87,8 +87,7 @@ class InsideHeads(nn.Module):
 
     def refined(self, heads: torch.Tensor, position_embeddings: tuple) -> torch.Tensor:
         mixed = self.attend(heads, heads, heads, position_embeddings)
-        rms, own = ((each.square().mean(-1, keepdim=True) + 1e-6).sqrt() for each in (heads, mixed))
-        return mixed * rms / own
+        return self.attention.inner_norm(heads, mixed, 1, ["query"])["query"]  # the scale, the same for keys
 
     @staticmethod
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, position_embeddings: tuple) -> torch.Tensor:
@@ -100,8 +99,7 @@ class InsideHeads(nn.Module):
 def training_flops(variant: str, layers: int, batch: int, length: int, **fields) -> int:
     """Operations of a forward and a backward pass, attention's included (common/costs.py)."""
     layers = 2 * layers if variant == "looped" else layers
-    parts = costs.flops(config(variant, layers, **fields), batch, length, training=True)
-    return parts["total"] + (2 * parts["attention"] if variant == "inside heads" else 0)
+    return costs.flops(config(variant, layers, **fields), batch, length, training=True)["total"]
 
 
 def parameters(model: nn.Module) -> int:

@@ -22,6 +22,8 @@ TINY = {
     "num_key_value_heads": 2,
     "initializer_range": 0.2,
 }
+SEPARATE, SELF = {"inner_attention": "separate"}, {"inner_attention": "self"}
+NOTHING_REFINED = {"refine_query": False, "refine_key": False}
 INVALID = (StrictDataclassError, ValueError)
 DOCSTRING = inspect.cleandoc(NexusConfig.__doc__)
 IDS = torch.arange(12)[None]
@@ -72,20 +74,22 @@ def test_an_order_is_for_all_layers_or_for_each(attention_order, layer_orders):
         ({"attention_order": 3}, 9),
         ({"attention_order": [3, 1, 2]}, 6),
         ({"attention_order": 3, "refine_query": False}, 9),
-        ({"attention_order": 1, "share_projections": False}, 3),
-        ({"attention_order": 3, "share_projections": False}, 9),
         # all levels with the same W_K have the same keys if these are not refined
         ({"attention_order": 1, "refine_key": False}, 3),
         ({"attention_order": 3, "refine_key": False}, 3),
         ({"attention_order": [3, 1, 2], "refine_key": False}, 3),
-        ({"attention_order": 1, "refine_key": False, "share_projections": False}, 3),
-        ({"attention_order": 2, "refine_key": False, "share_projections": False}, 6),
-        ({"attention_order": 3, "refine_key": False, "share_projections": False}, 6),
-        ({"attention_order": [3, 1, 2], "refine_key": False, "share_projections": False}, 5),
+        # values of their own need a slot
+        ({"attention_order": 3, "refine_key": False, "refine_value": True}, 6),
+        ({"attention_order": 2, **SEPARATE}, 9),
+        ({"attention_order": [2, 1, 1], "refine_value": True, **SEPARATE}, 6),
+        ({"attention_order": [2, 1, 1], "refine_key": False, **SEPARATE}, 4),
+        ({"attention_order": 1, **SEPARATE}, 3),
+        ({"attention_order": [3, 1, 1], **SELF}, 7),
+        ({"attention_order": [3, 1, 1], "refine_query": False, **SELF}, 5),
     ],
     ids=str,
 )
-def test_num_hidden_layers_counts_the_different_sets_of_keys(changes, slots):
+def test_num_hidden_layers_counts_the_slots_of_the_cache(changes, slots):
     assert tiny(num_layers=3, **changes).num_hidden_layers == slots
 
 
@@ -127,11 +131,16 @@ def test_rope_keywords_are_folded_into_rope_parameters(keywords, rope_parameters
         ("attention_order", {"attention_order": 2.0}),
         ("attention_order", {"attention_order": "2"}),
         ("attention_order", {"attention_order": [2, None]}),
-        ("refine_query=False and refine_key=False", {"refine_query": False, "refine_key": False}),
-        (
-            "refine_query=False and refine_key=False",
-            {"refine_query": False, "refine_key": False, "attention_order": [1, 2]},
-        ),
+        ("refine_query, refine_key and refine_value are all off", NOTHING_REFINED),
+        ("refine_query, refine_key and refine_value are all off", {**NOTHING_REFINED, "attention_order": [1, 2]}),
+        ("values are refined once", {**NOTHING_REFINED, "refine_value": True, "attention_order": 3}),
+        ("inner_attention='own'", {"inner_attention": "own"}),
+        ("inner_attention='separate' is defined up to order 2", {**SEPARATE, "attention_order": [1, 3]}),
+        ("refine_value=True", {**SELF, "refine_value": True}),
+        ("inner_output_projection=True", {**SELF, "inner_output_projection": True}),
+        ("Set inner_output_projection=True", {"head_dim": 16}),
+        ("Set inner_output_projection=True", {**SEPARATE, "head_dim": 16}),
+        ("Nexus 0.1", {"share_projections": True}),
         ("num_key_value_heads=3", {"num_key_value_heads": 3}),
         ("num_key_value_heads=8", {"num_key_value_heads": 8}),
         ("num_key_value_heads=0", {"num_key_value_heads": 0}),
@@ -172,8 +181,21 @@ def test_a_value_that_no_model_can_have_is_an_error_naming_its_field(named, chan
         tiny(**changes)
 
 
-def test_order_1_needs_no_branch_to_refine():
-    assert tiny(attention_order=1, refine_query=False, refine_key=False).num_hidden_layers == 2
+def test_order_1_needs_no_branch_to_refine_and_no_width():
+    assert tiny(attention_order=1, **NOTHING_REFINED, head_dim=16).num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("kind", ["shared", "separate", "self"])
+def test_attention_calls_are_the_models_own(kind):
+    """Names, slots and numbers of heads; what they project and store is counted by the costs' tests."""
+    config = tiny(attention_order=[2, 1], inner_attention=kind)
+    for calls, layer in zip(config.attention_calls(), model(config).model.layers, strict=True):
+        assert [call.level for call in calls] == sorted(call.level for call in calls)
+        assert calls[-1].name == "outer" and calls[-1].level == layer.self_attn.order
+        for call in calls:
+            module = layer.self_attn.get_submodule(call.name)
+            assert (module.layer_idx, module.stores) == (call.slot, call.stores)
+            assert module.num_key_value_groups * call.num_key_value_heads == call.num_query_heads
 
 
 @pytest.mark.parametrize("value", [0, 1])
@@ -296,7 +318,9 @@ EFFECTS = {  # field: (changed value, what shows the change, what else must be s
     "attention_order": (3, logits, {}),
     "refine_query": (False, logits, {}),
     "refine_key": (False, logits, {}),
-    "share_projections": (False, parameter_shapes, {}),
+    "refine_value": (True, logits, {}),
+    "inner_attention": ("self", logits, {}),
+    "inner_output_projection": (True, logits, {}),
     "inner_gate": (True, parameter_shapes, {}),
     "inner_gate_init": (0.5, logits, {"inner_gate": True}),
     "inner_scale": (False, logits, {}),
@@ -306,7 +330,7 @@ EFFECTS = {  # field: (changed value, what shows the change, what else must be s
     "num_layers": (3, parameter_shapes, {}),
     "num_attention_heads": (2, parameter_shapes, {}),
     "num_key_value_heads": (1, parameter_shapes, {}),
-    "head_dim": (16, parameter_shapes, {}),
+    "head_dim": (16, parameter_shapes, {"inner_output_projection": True}),
     "hidden_act": ("gelu", logits, {}),
     "max_position_embeddings": (8, logits, DYNAMIC_ROPE),
     "initializer_range": (0.1, logits, {}),

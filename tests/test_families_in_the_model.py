@@ -85,6 +85,15 @@ FAMILIES["gpt-neox, serial"] = (
 )
 
 
+SELF = {"inner_attention": "self", "attention_order": [1, 3, 2]}
+NESTINGS = {
+    "shared": {"attention_order": [1, 3, 2]},
+    "separate": {"inner_attention": "separate", "attention_order": [1, 2, 2], "refine_value": True},
+    "self": SELF,
+}
+ORDER_1 = {"attention_order": 1}
+
+
 def nexus_weights(source) -> dict[str, torch.Tensor]:
     """The source's state dict under Nexus' names: only GPT-NeoX has other ones, and fused projections."""
     if source.config.model_type != "gpt_neox":
@@ -111,7 +120,7 @@ def nexus_weights(source) -> dict[str, torch.Tensor]:
     return weights
 
 
-def pair(family, order, implementation, tied=False):
+def pair(family, nesting, implementation="sdpa", tied=False):
     name, source_options, options, tolerance = FAMILIES[family]
     config_class = getattr(transformers, f"{name}Config")
     source_config = config_class(num_hidden_layers=3, tie_word_embeddings=tied, **{**SHAPE, **source_options})
@@ -122,22 +131,25 @@ def pair(family, order, implementation, tied=False):
             torch.nn.init.normal_(parameter, mean=float("norm.weight" in parameter_name), std=0.3)
     shared = {**SHAPE, **{key: value for key, value in source_options.items() if key in NexusConfig.__annotations__}}
     shared["rms_norm_eps"] = 1e-6
+    options = shared | options | nesting
+    wide = options["head_dim"] * options["num_attention_heads"] != options["hidden_size"]
+    inner_output = wide and nesting not in (ORDER_1, SELF)
     config = NexusConfig(
-        num_layers=3, attention_order=order, inner_gate=True, tie_word_embeddings=tied, **{**shared, **options}
+        num_layers=3, inner_gate=True, inner_output_projection=inner_output, tie_word_embeddings=tied, **options
     )
     config._attn_implementation = implementation
     model = NexusForCausalLM(config).eval()
     missing, unexpected = model.load_state_dict(nexus_weights(source), strict=False)
-    assert set(missing) == set(model.gates())
+    assert set(missing) == {name for name in model.state_dict() if ".self_attn.inner_" in name}, "gates, inner layers"
     assert not unexpected
     return source, model, tolerance
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("order", [1, 2, [1, 3, 2]], ids=str)
+@pytest.mark.parametrize("nesting", [ORDER_1, *NESTINGS.values()], ids=["order 1", *NESTINGS])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_same_logits_with_and_without_padding_and_cache(family, order, implementation):
-    source, model, tolerance = pair(family, order, implementation)
+def test_same_logits_with_and_without_padding_and_cache(family, nesting, implementation):
+    source, model, tolerance = pair(family, nesting, implementation)
     ids = torch.randint(1, 80, (2, 24))
     mask = torch.ones_like(ids)
     mask[1, :9] = 0
@@ -148,18 +160,19 @@ def test_same_logits_with_and_without_padding_and_cache(family, order, implement
     assert torch.equal(model.generate(ids, **settings), source.generate(ids, **settings))
 
 
+@pytest.mark.parametrize("nesting", NESTINGS.values(), ids=NESTINGS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_open_gate_differs(family):
-    source, model, tolerance = pair(family, 2, "sdpa")
+def test_an_open_gate_differs(family, nesting):
+    source, model, tolerance = pair(family, nesting)
     ids = torch.randint(1, 80, (1, 24))
     with torch.no_grad():
-        next(iter(model.gates().values())).fill_(0.5)
+        list(model.gates().values())[-1].fill_(0.5)
     assert (model(ids).logits - source(ids).logits).abs().max() > 10 * max(tolerance, 1e-3)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_tied_weights(family):
-    source, model, _ = pair(family, 2, "sdpa", tied=True)
+    source, model, _ = pair(family, NESTINGS["shared"], tied=True)
     ids = torch.randint(1, 80, (1, 24))
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert torch.equal(model(ids).logits, source(ids).logits)
@@ -186,21 +199,9 @@ def test_tied_weights(family):
 )
 def test_a_wrong_switch_is_seen(family, wrong):
     """The comparison above would not pass if the switch did nothing."""
-    source, model, tolerance = pair(family, 1, "sdpa")
+    source, model, tolerance = pair(family, ORDER_1)
     config = NexusConfig(**{**model.config.to_dict(), **wrong})
     changed = NexusForCausalLM(config).eval()
     changed.load_state_dict(model.state_dict(), strict=False)
     ids = torch.randint(1, 80, (1, 24))
     assert (changed(ids).logits - source(ids).logits).abs().max() > max(10 * tolerance, 1e-4)
-
-
-@pytest.mark.parametrize("order", [2, 3])
-def test_a_window_decodes_beyond_its_size_as_without_a_cache(order):
-    """Every level is windowed: with the cache cropped to the window, decoding goes on as if nothing were cropped."""
-    config = NexusConfig(num_layers=3, attention_order=order, sliding_window=5, sliding_layers=[0, 2], **SHAPE)
-    model = NexusForCausalLM(config).eval()
-    ids = torch.randint(1, 80, (2, 9))
-    settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
-    expected = model.generate(ids, use_cache=False, **settings)
-    assert torch.equal(model.generate(ids, **settings), expected)
-    assert torch.equal(model.generate(ids, cache_implementation="static", **settings), expected)

@@ -25,12 +25,11 @@ import torch
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from transformers import AutoConfig
 
 import nexus_transformers  # noqa: F401  (registers the model: no remote code is needed)
 
 from . import record
-from .presets import PRETRAINING, RETROFIT
+from .presets import ARMS, PRETRAINING, RETROFIT
 from .tasks import RESULTS, TASKS
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -91,12 +90,11 @@ def identity(options: argparse.Namespace) -> dict:
     file = Path(options.model) / record.FILE
     if file.exists():
         run = json.loads(file.read_text())
-        kept = ("preset", "order", "steps", "planned_steps", "tokens", "seed")
-        return {key: run[key] for key in kept if key in run} | {"gated": bool(run["gates"])}
+        kept = ("preset", "arm", "order", "steps", "planned_steps", "tokens", "seed")
+        return {key: run[key] for key in kept if key in run}
     if options.preset is None:
         sys.exit(f"evaluate: {options.model} has no {record.FILE}; say with --preset which model of the paper it is.")
-    config = AutoConfig.from_pretrained(options.model)
-    return {"preset": options.preset, "order": getattr(config, "attention_order", 1), "not_ours": options.model}
+    return {"preset": options.preset, "arm": options.arm, "not_ours": options.model}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -106,6 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--group", required=True, choices=("pretraining", "reasoning"))
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), help="some of the group only")
     parser.add_argument("--preset", choices=sorted({*PRETRAINING, *RETROFIT}), help="of a model that is not our run")
+    parser.add_argument("--arm", default="standard", choices=list(ARMS), help="the same of its attention")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--batch-size", help="a number, or auto; by default auto for likelihoods, 16 for answers")
     parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")
@@ -147,8 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
         "versions": {package: version(package) for package in ("torch", "transformers", "lm_eval")},
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    order = "-".join(map(str, facts["order"])) if isinstance(facts["order"], list) else facts["order"]
-    file = options.results / f"{report['preset']}_order-{order}_{report['model']}_{options.group}.json"
+    file = options.results / f"{report['preset']}_{report['arm']}_{report['model']}_{options.group}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(f".{os.getpid()}.tmp")
     unfinished.write_text(json.dumps(report, indent=1) + "\n")

@@ -1,5 +1,8 @@
 """
-The models of the paper: four Pythia shapes that it trained from scratch, two Qwen2.5 models that it retrofitted.
+The models of the paper: four Pythia shapes that it trained from scratch, two Qwen2.5 base models that it retrofitted;
+and its arms, the kinds of nested attention that its tables compare.
+
+`python -m experiments.paper.presets ARM` prints the options of `nexus convert` that make an arm.
 
 Shapes and recipe are those of the Pythia suite itself, from the configurations that its models were trained with
 (github.com/EleutherAI/pythia, models/*/pythia-*.yml). The paper trains "in the same setting" and states no tokens: the
@@ -7,7 +10,40 @@ budget here is our choice, and the README says so.
 """
 
 import math
+import sys
 from dataclasses import dataclass, field
+
+# What the paper's attention has unless an arm says otherwise: no product, scale or gate between levels.
+PAPER = {
+    "attention_order": 2,
+    "inner_attention": "shared",
+    "refine_query": True,
+    "refine_key": True,
+    "refine_value": False,
+    "inner_output_projection": False,
+    "inner_scale": False,
+    "inner_gate": False,
+}
+ARMS = {  # the rows of Table 2, the paper's written definition, and our own retrofit: fields of a NexusConfig
+    "standard": PAPER | {"attention_order": 1},  # "Baseline"
+    "nexus-q": PAPER | {"inner_attention": "separate", "refine_key": False},
+    "nexus-qk": PAPER | {"inner_attention": "separate"},  # also the retrofit of its section 4.4
+    "nexus-qkv": PAPER | {"inner_attention": "separate", "refine_value": True},
+    "nexus-qk-shared": PAPER,  # Eq. 12: its main runs
+    "nexus-recursive": PAPER | {"attention_order": 3},
+    "eq7": PAPER | {"inner_attention": "self"},  # Eq. 7 to 9: no row of a table
+    "ours": PAPER | {"inner_scale": True, "inner_gate": True},  # starts as its source
+}
+MAIN = {"pretraining": "nexus-qk-shared", "reasoning": "nexus-qk"}  # what Tables 1 and 3 call Nexus, see the README
+
+
+def converter_options(arm: str) -> list[str]:
+    """Those of `nexus convert`. It has none for the scale: sft.py sets that when it loads the model."""
+    fields = ARMS[arm]
+    branches = [branch for branch in ("query", "key", "value") if fields[f"refine_{branch}"]]
+    options = ["--order", str(fields["attention_order"]), "--inner-attention", fields["inner_attention"]]
+    options += ["--refine", ",".join(branches)]
+    return options if fields["inner_gate"] else [*options, "--no-gate"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +70,9 @@ class Pretraining:
     sequences: int = 1024  # per step: 2,097,152 tokens
     steps: int = 7150  # 15.0e9 tokens, 1/20 of the suite's 143,000 steps: see the README
 
-    def config(self, order: int | list[int]) -> dict:
-        """The fields of a NexusConfig that is this GPT-NeoX model at order 1."""
-        return {
-            "attention_order": order,
+    def config(self, arm: str) -> dict:
+        """The fields of a NexusConfig: this GPT-NeoX model with the attention of an arm."""
+        return ARMS[arm] | {
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "intermediate_size": 4 * self.hidden_size,
@@ -138,3 +173,9 @@ RETROFIT = {
     "qwen2.5-7b": Retrofit("Qwen/Qwen2.5-7B", _qwen(3584, 18944, 28, 152064, 4, tied=False)),
     "toy": Retrofit("", {}, training=TOY_TRAINING, sequences=4),  # of any model, for a try-out
 }
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] not in [[arm] for arm in ARMS]:
+        sys.exit(f"presets: name one arm: {', '.join(ARMS)}.")
+    print(*converter_options(sys.argv[1]))

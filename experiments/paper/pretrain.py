@@ -1,9 +1,10 @@
 """
 Train a model of the paper from scratch, on rows that pack.py made. The files in launch/ start it.
 
-    python -m experiments.paper.pretrain --preset pythia-70m --order 2 --data PACKED --out OUT
+    python -m experiments.paper.pretrain --preset pythia-70m --arm nexus-qk-shared --data PACKED --out OUT
 
-`--order 1` is the standard model of the same shape, the baseline. All options of Transformers' TrainingArguments work
+`--arm standard` is the baseline: the standard model of the same shape. `--order 2,1,1,1,1,1` nests some layers only,
+which the paper does not. All options of Transformers' TrainingArguments work
 and override the preset, e.g. --max_steps, --report_to wandb, --torch_compile, --gradient_checkpointing. Run again after
 an interruption, the same command goes on from the last checkpoint in OUT/trainer. OUT gets the model, its tokenizer and
 run.json.
@@ -23,7 +24,7 @@ from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArgum
 from nexus_transformers import NexusConfig, NexusForCausalLM
 
 from . import record
-from .presets import PRETRAINING, Pretraining
+from .presets import ARMS, MAIN, PRETRAINING, Pretraining
 
 
 @dataclass
@@ -31,7 +32,10 @@ class RunArguments:
     preset: str = field(metadata={"help": "the model", "choices": list(PRETRAINING)})
     data: str = field(metadata={"help": "the folder that pack.py made"})
     out: str = field(metadata={"help": "folder of the trained model"})
-    order: str = field(default="2", metadata={"help": "attention order: one number, or one per layer as in 2,1,1,1"})
+    arm: str = field(default=MAIN["pretraining"], metadata={"help": "the kind of attention", "choices": list(ARMS)})
+    order: str | None = field(
+        default=None, metadata={"help": "attention order, in place of the arm's: a number, or one per layer as in 2,1"}
+    )
     sequences: int | None = field(default=None, metadata={"help": "per step, over all processes"})
 
 
@@ -62,16 +66,18 @@ def parse(arguments: list[str]) -> tuple[RunArguments, TrainingArguments, Pretra
     return run, training, preset
 
 
-def make_model(preset: Pretraining, order: str, tokenizer) -> NexusForCausalLM:
+def make_model(preset: Pretraining, arm: str, order: str | None, tokenizer) -> NexusForCausalLM:
     """The untrained model; every process makes the same."""
+    fields = preset.config(arm)
     try:
-        orders = [int(part) for part in order.split(",")]
-        fields = preset.config(orders if len(orders) > 1 else orders[0])
+        if order is not None:
+            orders = [int(part) for part in order.split(",")]
+            fields["attention_order"] = orders if len(orders) > 1 else orders[0]
         fields |= {"vocab_size": preset.vocab_size or len(tokenizer)}
         fields |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         config = NexusConfig(**fields)
     except (ValueError, StrictDataclassError) as error:
-        sys.exit(f"pretrain: --order {order}: {error.__cause__ or error}")
+        sys.exit(f"pretrain: --arm {arm}, --order {order}: {error.__cause__ or error}")
     if len(tokenizer) > config.vocab_size:
         sys.exit(f"pretrain: {len(tokenizer)} tokens are more than the {config.vocab_size} rows of the embedding.")
     model = NexusForCausalLM(config)
@@ -102,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"pretrain: rows of {length} tokens are longer than the {preset.length} of {run.preset}.")
 
     set_seed(training.seed)
-    model = make_model(preset, run.order, tokenizer)
+    model = make_model(preset, run.arm, run.order, tokenizer)
     trainer = Trainer(
         model,
         training,
@@ -118,6 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     loss = trainer.evaluate()["eval_loss"]
     facts = {
         "preset": run.preset,
+        "arm": run.arm,
         "data": json.loads((data / "pack.json").read_text()),
         "tokens": trainer.state.global_step * sequences * length,
         "epochs": round(trainer.state.epoch, 4),

@@ -1,12 +1,12 @@
 """
 Fine-tune a converted model with TRL, as the paper's retrofit does. The files in launch/ start it.
 
-    nexus convert Qwen/Qwen2.5-1.5B CONVERTED --order 2 --no-gate
-    python -m experiments.paper.sft --preset qwen2.5-1.5b --model CONVERTED --data DATA --out OUT
+    nexus convert Qwen/Qwen2.5-1.5B CONVERTED --inner-attention separate --no-gate
+    python -m experiments.paper.sft --preset qwen2.5-1.5b --arm nexus-qk --model CONVERTED --data DATA --out OUT
 
-Converted with `--no-gate` the model is nested at once; with gates it starts as its source, and the gates are trained
-with a learning rate of their own; with `--order 1` it is the standard model, the baseline. In the paper the inner
-layers start random, which none of these does. DATA is a .jsonl file or a dataset of the Hub, with a column "messages",
+The arm is the one that the model was converted to: `nexus-qk` is the paper's retrofit, whose inner layers start random;
+`ours` has gates, which start closed and have a learning rate of their own, so that it starts as its source; `standard`
+is the baseline. DATA is a .jsonl file or a dataset of the Hub, with a column "messages",
 or "prompt" and "completion". All options of TRL's SFTConfig work and override the preset. An interrupted run goes on
 from its last checkpoint when run again.
 """
@@ -22,10 +22,10 @@ from datasets import Dataset, load_dataset
 from transformers import AutoTokenizer, HfArgumentParser, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from nexus_transformers import NexusForCausalLM
+from nexus_transformers import NexusConfig, NexusForCausalLM
 
 from . import record
-from .presets import RETROFIT, Retrofit
+from .presets import ARMS, MAIN, RETROFIT, Retrofit
 
 FORMATS = (["messages"], ["prompt", "completion"])
 
@@ -35,6 +35,7 @@ class RunArguments:
     model: str = field(metadata={"help": "the folder that `nexus convert` wrote"})
     out: str = field(metadata={"help": "folder of the trained model"})
     preset: str = field(metadata={"help": "the recipe", "choices": list(RETROFIT)})
+    arm: str = field(default=MAIN["reasoning"], metadata={"help": "that the model is of", "choices": list(ARMS)})
     data: str | None = field(default=None, metadata={"help": "by default the preset's dataset of the Hub"})
     data_split: str = field(default="train", metadata={"help": "of a dataset of the Hub"})
     sequences: int | None = field(default=None, metadata={"help": "per step, over all processes"})
@@ -102,22 +103,31 @@ def conversations(source: str, split: str) -> Dataset:
     sys.exit(f'sft: {source} needs a column "messages", or "prompt" and "completion"; it has {rows.column_names}.')
 
 
+def config_of(folder: Path, arm: str) -> NexusConfig:
+    """That of the converted model, with the arm's scale between levels; ends the program if it is of another arm."""
+    file = folder / "config.json"
+    if not file.exists() or json.loads(file.read_text()).get("model_type") != "nexus":
+        sys.exit(f"sft: {folder} is not a Nexus model; make one with `nexus convert`.")
+    config = NexusConfig.from_pretrained(folder, inner_scale=ARMS[arm]["inner_scale"])
+    differing = [name for name, value in ARMS[arm].items() if getattr(config, name) != value]
+    if differing:
+        sys.exit(f"sft: {folder} is not of the arm {arm}, by its {', '.join(differing)}; convert it with ARM={arm}.")
+    return config
+
+
 def main(arguments: list[str] | None = None) -> None:
     # Before anything else: SFTConfig starts the process group, by what the launcher left in the environment.
     run, training, preset = parse(sys.argv[1:] if arguments is None else arguments)
     sequences = run.sequences or preset.sequences
     record.set_accumulation(training, sequences, "sft")
-    folder = Path(run.model)
-    config = folder / "config.json"
-    if not config.exists() or json.loads(config.read_text()).get("model_type") != "nexus":
-        sys.exit(f"sft: {folder} is not a Nexus model; make one with `nexus convert`.")
-    source = run.data or preset.data
+    folder, source = Path(run.model), run.data or preset.data
+    config = config_of(folder, run.arm)
     with training.main_process_first(desc="loading of the data"):
         rows = conversations(source, run.data_split)
 
     set_seed(training.seed)
     # float32: a gate that is stored in bf16 does not move at small learning rates. Autocast computes in bf16.
-    model = NexusForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = NexusForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
     trainer = RetrofitTrainer(
         model=model,
         args=training,
@@ -131,6 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     output = trainer.train(resume_from_checkpoint=checkpoint)
     facts = {
         "preset": run.preset,
+        "arm": run.arm,
         "data": Path(source).name if Path(source).exists() else source,
         "epochs": round(trainer.state.epoch, 4),
         "gate_learning_rate": run.gate_learning_rate if model.config.inner_gate else None,

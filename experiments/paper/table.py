@@ -8,31 +8,61 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from statistics import fmean
 
-from .presets import PRETRAINING, RETROFIT
+from .presets import ARMS, MAIN, PRETRAINING, RETROFIT
 from .tasks import RESULTS, TASKS
 
 FOLDER = Path(__file__).parent
-NOT_RUN, NOT_ENTERED = "not run", "?"
-COLUMNS = ("model", "task", "in lm-eval", "paper: standard", "paper: Nexus", "ours: standard", "ours: Nexus")
+NOT_RUN = "not run"
+MEAN = "mean"
+MODEL = ("model", "task", "in lm-eval", "paper: standard", "paper: Nexus", "ours: standard", "ours: Nexus")
+ABLATION = ("row", "refined", "weights shared", "order", "`ARM`", "task", "paper", "ours")
 
-# (preset, lm-eval task): standard, Nexus. Never fill in a figure without its source.
-PAPER = {
-    ("pythia-70m", "sciq"): (61.5, 68.5),
-    ("pythia-1b", "piqa"): (62.5, 63.6),
-    ("qwen2.5-1.5b", "minerva_math500"): (78.6, 80.1),
-    ("qwen2.5-7b", "aime24"): (45.2, 47.5),
+# The paper's own figures, in percent, in the order of TASKS, and the mean that it prints: standard, Nexus.
+TABLE_1 = {
+    "pythia-70m": ("20.8 35.9 35.6 27.6 56.9 61.5 39.7", "20.4 38.2 35.8 28.7 58.6 68.5 41.7"),
+    "pythia-160m": ("20.0 38.5 38.0 26.0 60.0 68.6 41.9", "21.1 40.5 38.5 28.5 60.5 71.3 43.4"),
+    "pythia-410m": ("22.5 39.4 37.5 28.5 60.1 70.8 43.1", "22.6 41.5 38.4 29.4 60.8 73.3 44.3"),
+    "pythia-1b": ("23.2 44.0 39.5 29.6 62.5 75.8 45.8", "23.0 45.5 39.9 29.0 63.6 77.7 46.5"),
 }
-HEAD = """\
+TABLE_2 = {  # arm: name, refined, weights shared, order; figures
+    "standard": (("Baseline", "-", "-", "-"), "20.8 35.9 35.6 27.7 56.9 61.5 39.7"),
+    "nexus-q": (("Nexus-Q", "Q", "no", "2"), "19.8 37.4 34.5 28.6 57.9 62.1 40.0"),
+    "nexus-qk": (("Nexus-QK", "Q, K", "no", "2"), "20.7 36.7 35.9 28.1 57.7 66.3 40.9"),
+    "nexus-qkv": (("Nexus-QKV", "Q, K, V", "no", "2"), "20.9 38.0 35.4 29.3 57.9 63.6 40.9"),
+    "nexus-qk-shared": (("Nexus-QK-Shared", "Q, K", "yes", "2"), "20.6 35.7 36.7 27.3 60.1 63.0 40.6"),
+    "nexus-recursive": (("Nexus-Recursive", "Q, K", "yes", "3"), "20.1 39.1 36.8 28.7 58.2 65.9 41.5"),
+    "eq7": (("none: Eq. 7 to 9", "Q, K", "no weights", "2"), "- - - - - - -"),
+}
+TABLE_3 = {
+    "qwen2.5-1.5b": ("78.6 19.4 27.6 41.9", "80.1 19.4 28.0 42.5"),
+    "qwen2.5-7b": ("92.1 45.2 40.1 59.1", "92.1 47.5 40.7 60.1"),
+}
+SIZE = "pythia-70m"  # of Table 2
+HEAD = f"""\
 # The paper's figures, and ours
 
 Written by `python -m experiments.paper.table`. Accuracy in percent.
 
-- The paper (arXiv 2512.03377): four pairs of its figures are entered so far. **?** is a figure of its Tables 1 and 3
-  that is not. The paper does not state its tokens, learning rates, SFT data, seeds or number of samples.
-- Ours: from the files in `results/`, which [evaluate.py](evaluate.py) writes. *{not_run}* means just that.
+- The paper: every figure of Tables 1, 2 and 3 of arXiv 2512.03377v2. It states no token counts, learning rates of the
+  retrofit, SFT data, seeds, error bars or numbers of samples.
+- Ours: from the files in `results/`, which [evaluate.py](evaluate.py) writes. *{NOT_RUN}* means just that.
 - Equal figures are not to be expected: data and budget are our choice, see [README.md](README.md). What can be compared
   is the difference between standard and Nexus, trained alike.
+- *ours: Nexus* is `ARM={MAIN["pretraining"]}` from scratch and `ARM={MAIN["reasoning"]}` in the retrofit.
+  Another arm has its name beside it.
+
+## What does not fit together in the paper
+
+- Table 1's Nexus row at 70M (mean 41.7, SciQ 68.5) is no row of Table 2. The text says that the main runs use
+  Nexus-QK-Shared, which has 40.6 and 63.0 there.
+- The baseline's LogiQA at 70M is 27.6 in Table 1 and 27.7 in Table 2.
+- Table 2 marks Nexus-Recursive as best on ARC-C, PiQA and SciQ, where other rows are higher.
+- 2.3 points of AIME24 are less than one of its 30 problems, and how often each was sampled is not said.
+- The retrofit starts its "recursive components" at random. The model of Eq. 12 has no parameters beyond the standard
+  ones, so "no additional parameters" does not cover Table 3.
+- Eq. 7 and 8 and Eq. 12 are different functions. The experiments fit Eq. 12: Eq. 7 and 8 have no weights to share.
 
 """
 
@@ -42,28 +72,37 @@ def reports(folder: Path) -> list[dict]:
     for file in sorted(folder.glob("*.json")):
         try:
             report = json.loads(file.read_text())
-            found.append({key: report[key] for key in ("preset", "order", "tasks")} | report)
+            found.append({key: report[key] for key in ("preset", "arm", "tasks")} | report)
         except (ValueError, KeyError, TypeError):
             sys.exit(f"table: {file} was not written by evaluate.py; move it away.")
     return found
 
 
-def variant(report: dict) -> str:
-    orders = report["order"] if isinstance(report["order"], list) else [report["order"]]
-    return "standard" if set(orders) == {1} else "Nexus"
+def tasks_of(group: str) -> list[str]:
+    return [name for name, task in TASKS.items() if task.group == group]
 
 
-def cell(found: list[dict], preset: str, task: str, kind: str) -> str:
-    """Scores of all our runs of this model, with what a reader must know of them."""
+def score(report: dict, task: str, group: str) -> float | None:
+    """Of a task; of MEAN if the run has them all."""
+    tasks = report["tasks"]
+    if task == MEAN:
+        names = tasks_of(group)
+        return fmean(tasks[name]["score"] for name in names) if set(names) <= tasks.keys() else None
+    return tasks[task]["score"] if task in tasks else None
+
+
+def cell(found: list[dict], preset: str, task: str, group: str, arms: list[str]) -> str:
+    """Scores of all our runs of this model with one of these arms, the first expected, with what a reader must know."""
     texts = []
     for report in found:
-        if (report["preset"], variant(report)) != (preset, kind) or task not in report["tasks"]:
+        value = score(report, task, group)
+        if report["preset"] != preset or report["arm"] not in arms or value is None:
             continue
         notes = []
-        if kind == "Nexus" and report["order"] != 2:
+        if report["arm"] != arms[0]:
+            notes.append(report["arm"])
+        if report.get("order", ARMS[report["arm"]]["attention_order"]) != ARMS[report["arm"]]["attention_order"]:
             notes.append(f"order {report['order']}")
-        if report.get("gated"):
-            notes.append("with gates")
         if report.get("not_ours"):
             notes.append(report["not_ours"])
         if "tokens" in report:
@@ -75,27 +114,51 @@ def cell(found: list[dict], preset: str, task: str, kind: str) -> str:
         if report.get("local_data"):
             notes.append("local data")
         note = f" ({', '.join(notes)})" if notes else ""
-        texts.append(f"{report['tasks'][task]['score']:.1f}{note}")
+        texts.append(f"{value:.1f}{note}")
     return "; ".join(texts) or NOT_RUN
 
 
+def table(columns: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def named(group: str) -> list[tuple[str, str, str]]:
+    """For each task of a group, and MEAN: its name, its title and what it is in lm-eval."""
+    rows = []
+    for name in tasks_of(group):
+        metric = TASKS[name].metric.removesuffix(",none").replace(",", ", ")
+        rows.append((name, TASKS[name].title, f"`{name}`, {metric}"))
+    return [*rows, (MEAN, MEAN, "")]
+
+
+def by_model(found: list[dict], group: str, presets: list[str], paper: dict[str, tuple[str, str]]) -> list[str]:
+    """Tables 1 and 3. The toy has rows only if it was run."""
+    nexus = [MAIN[group], *(arm for arm in ARMS if arm not in (MAIN[group], "standard"))]
+    rows = []
+    for preset in presets:
+        figures = zip(*(each.split() for each in paper.get(preset, ("- " * 9, "- " * 9))), strict=True)
+        for (name, title, metric), pair in zip(named(group), figures, strict=False):
+            ours = [cell(found, preset, name, group, arms) for arms in (["standard"], nexus)]
+            if preset in paper or ours != [NOT_RUN, NOT_RUN]:
+                rows.append([preset, title, metric, *pair, *ours])
+    return table(MODEL, rows)
+
+
+def ablation(found: list[dict]) -> list[str]:
+    """Table 2."""
+    rows = []
+    for arm, (row, figures) in TABLE_2.items():
+        for (name, title, _), figure in zip(named("pretraining"), figures.split(), strict=True):
+            rows.append([*row, f"`{arm}`", title, figure, cell(found, SIZE, name, "pretraining", [arm])])
+    return table(ABLATION, rows)
+
+
 def page(found: list[dict]) -> str:
-    lines = HEAD.format(not_run=NOT_RUN).splitlines()
-    for group, presets, title in (
-        ("pretraining", PRETRAINING, "From scratch, zero-shot"),
-        ("reasoning", RETROFIT, "Retrofitted by SFT"),
-    ):
-        lines += [f"## {title}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-        for preset in presets:
-            for name, task in TASKS.items():
-                ours = [cell(found, preset, name, kind) for kind in ("standard", "Nexus")]
-                if task.group != group or (preset == "toy" and ours == [NOT_RUN, NOT_RUN]):
-                    continue
-                paper = ["-", "-"] if preset == "toy" else PAPER.get((preset, name), (NOT_ENTERED, NOT_ENTERED))
-                metric = task.metric.removesuffix(",none").replace(",", ", ")
-                row = [preset, task.title, f"`{name}`, {metric}", *map(str, paper), *ours]
-                lines.append(f"| {' | '.join(row)} |")
-        lines.append("")
+    lines = HEAD.splitlines()
+    lines += ["## Table 1: from scratch, zero-shot", "", *by_model(found, "pretraining", list(PRETRAINING), TABLE_1)]
+    lines += [f"## Table 2: ablation, {SIZE} from scratch", "", *ablation(found)]
+    lines += ["## Table 3: retrofitted by SFT", "", *by_model(found, "reasoning", list(RETROFIT), TABLE_3)]
     return "\n".join(lines)
 
 

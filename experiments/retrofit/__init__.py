@@ -15,12 +15,10 @@ from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
-from nexus_transformers import NexusConfig
-
 from ..runs import Experiment, best_by
 from .report import plot, summarise
 from .tasks import REASONING, TEXT, prepare, rows
-from .training import one_run, step_flops
+from .training import config_of, one_run, step_flops
 
 BUDGET = 4.5  # CPU hours
 STEPS = {"smollm2": 40, "toy": 4}
@@ -81,8 +79,8 @@ def untrained(corpus: str, order: int) -> dict:
 
 def cost(folder: Path, run: dict) -> int:
     """Operations of one training step."""
-    config = NexusConfig.from_pretrained(folder / "model", attention_order=run["order"])
-    return step_flops(config, run["trained"], rows(folder, run["corpus"], "train"), run["batch"])
+    examples = rows(folder, run["corpus"], "train")
+    return step_flops(config_of(folder, run["order"]), run["trained"], examples, run["batch"])
 
 
 def equal_compute_steps(steps: int, nested: int, rival: int) -> int:
@@ -184,7 +182,7 @@ class Retrofit:
         For the best way to train everything in the nested model with one seed, and as well for that of the source; then
         the winners with all seeds, at the training FLOPs of the nested one.
         """
-        layers = NexusConfig.from_pretrained(self.folder / "model").num_layers
+        layers = config_of(self.folder, 1).num_layers
         nested, source = [], []
         for corpus in CORPORA:
             nested += recipes(tuned[corpus, NESTED], layers)[-1 if self.quick else 0 :]

@@ -16,6 +16,7 @@ from torch import nn
 from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
 
+from ..models import FORM
 from ..runs import Advance
 from ..trainer import silent_trainer
 from .tasks import OTHER, TASKS, Row, collate, measure, rows
@@ -42,8 +43,14 @@ def add_temperatures(model: NexusForCausalLM) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if name.endswith(".temperature")}
 
 
+def config_of(folder: Path, order: int | list[int]) -> NexusConfig:
+    """The converted model at this order, in the form that the experiments have (models.py)."""
+    return NexusConfig.from_pretrained(folder / "model", attention_order=order, **FORM)
+
+
 def load(folder: Path, order: int | list[int]) -> NexusForCausalLM:
-    return NexusForCausalLM.from_pretrained(folder / "model", attention_order=order, dtype=torch.float32)
+    config = config_of(folder, order)
+    return NexusForCausalLM.from_pretrained(folder / "model", config=config, dtype=torch.float32)
 
 
 def make_trainable(model: NexusForCausalLM, trained: str, gate_start: float = 0.0) -> tuple[nn.Module, list]:

@@ -111,7 +111,7 @@ def test_the_map_of_nestings():
 def test_every_variant_has_a_learning_rate():
     best = {(name,): {"learning_rate": i} for i, name in enumerate(language.TUNED)}
     rates = {name: language.rate_of(name, best) for name in language.TUNED + language.ABLATION}
-    assert rates["looped"] == 3 and rates["order 3, first layer"] == 2 and rates["order 2, unshared"] == 1
+    assert rates["looped"] == 3 and rates["order 3, first layer"] == 2 and rates["order 2, keys only"] == 1
     assert language.rate_of([1, 3], best) == 2 and language.rate_of([2, 2], best) == 1
 
 

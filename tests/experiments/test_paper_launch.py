@@ -97,14 +97,15 @@ def cells(table: Path, model: str, title: str) -> list[str]:
 @pytest.mark.slow
 def test_pretraining_from_text_to_table(tmp_path):
     toy.main([str(tmp_path / "toy")])
-    common = {"PRESET": "toy", "PACKED": "packed"}
+    common = {"PRESET": "toy", "PACKED": "packed", "ARM": "nexus-qkv"}
     source = {"DATA": "toy/text", "TOKENIZER": "toy/tokenizer", "LENGTH": 64}
     launch("pack.sh", tmp_path, "--validation", 8, **source, PACKED="packed")
     assert json.loads((tmp_path / "packed" / "pack.json").read_text())["validation_rows"] == 8
 
     launch("pretrain_torchrun.sh", tmp_path, *PRETRAINING, NPROC=2, OUT="ddp", **common)
     run = run_json(tmp_path / "ddp")
-    assert (run["parallelism"], run["processes"], run["sharded_tensors"], run["order"]) == ("ddp", 2, 0, 2)
+    assert (run["parallelism"], run["processes"], run["sharded_tensors"]) == ("ddp", 2, 0)
+    assert (run["arm"], run["order"]) == ("nexus-qkv", 2)
     assert (run["steps"], run["tokens"]) == (6, 6 * 8 * 64)
     assert run["losses"][-1][1] < run["losses"][0][1]
     assert run["validation_loss"] < run["losses"][0][1]
@@ -134,22 +135,22 @@ def test_pretraining_from_text_to_table(tmp_path):
     names = [name for name, task in TASKS.items() if task.group == "pretraining"]
     variables = {"MODEL": "ddp", "GROUP": "pretraining", "RESULTS": "results", "TABLE": "PAPER.md", "NPROC": 1}
     launch("evaluate.sh", tmp_path, "--data", "toy/questions", "--batch-size", 4, **variables)
-    results = json.loads((tmp_path / "results" / "toy_order-2_ddp_pretraining.json").read_text())
+    results = json.loads((tmp_path / "results" / "toy_nexus-qkv_ddp_pretraining.json").read_text())
     assert set(results["tasks"]) == set(names)
     for name in names:
-        expected = f"{results['tasks'][name]['score']:.1f} (3.07e-06B tokens, local data)"
+        expected = f"{results['tasks'][name]['score']:.1f} (nexus-qkv, 3.07e-06B tokens, local data)"
         assert cells(tmp_path / "PAPER.md", "toy", TASKS[name].title)[3:] == ["-", "-", "not run", expected]
 
 
 @pytest.mark.slow
 def test_retrofit_from_source_to_table(tmp_path):
     toy.main([str(tmp_path / "toy")])
-    for folder, options in (("gated", []), ("nested", ["--no-gate"])):
-        launch("convert.sh", tmp_path, "--no-verify", *options, SOURCE="toy/source", CONVERTED=folder)
+    for arm in ("ours", "nexus-qk"):
+        launch("convert.sh", tmp_path, "--no-verify", SOURCE="toy/source", CONVERTED=arm, ARM=arm)
 
     options = ["--max_steps", 4, "--logging_steps", 1, "--save_steps", 2, "--gate_learning_rate", 0.02]
-    common = {"PRESET": "toy", "DATA": "toy/chats.jsonl", "NPROC": 2}
-    launch("sft_torchrun.sh", tmp_path, *options, CONVERTED="gated", OUT="ddp", **common)
+    common = {"PRESET": "toy", "DATA": "toy/chats.jsonl", "NPROC": 2, "ARM": "ours"}
+    launch("sft_torchrun.sh", tmp_path, *options, CONVERTED="ours", OUT="ddp", **common)
     run = run_json(tmp_path / "ddp")
     assert (run["parallelism"], run["processes"], run["steps"]) == ("ddp", 2, 4)
     assert run["losses"][-1][1] < run["losses"][0][1]
@@ -158,14 +159,14 @@ def test_retrofit_from_source_to_table(tmp_path):
     assert max(map(abs, run["gates"].values())) > 0.01
 
     variables = common | {"PORT": free_port(), "PYTHONPATH": ON_CPU}
-    launch("sft_fsdp2.sh", tmp_path, *options, CONVERTED="gated", OUT="fsdp", **variables)
+    launch("sft_fsdp2.sh", tmp_path, *options, CONVERTED="ours", OUT="fsdp", **variables)
     run = run_json(tmp_path / "fsdp")
     assert run["parallelism"] == "fsdp2"
     assert run["sharded_tensors"] == len(list(NexusForCausalLM.from_pretrained(tmp_path / "fsdp").parameters()))
     assert_same_run(tmp_path / "fsdp", tmp_path / "ddp")
     assert run["gates"] == pytest.approx(run_json(tmp_path / "ddp")["gates"], abs=1e-6)
     shutil.copytree(tmp_path / "fsdp/trainer/checkpoint-2", tmp_path / "resumed/trainer/checkpoint-2")
-    launch("sft_fsdp2.sh", tmp_path, *options, CONVERTED="gated", OUT="resumed", **variables)
+    launch("sft_fsdp2.sh", tmp_path, *options, CONVERTED="ours", OUT="resumed", **variables)
     assert run_json(tmp_path / "resumed")["resumed_at_step"] == 2
     assert_same_run(tmp_path / "resumed", tmp_path / "ddp")
     script = """
@@ -182,10 +183,13 @@ print(json.dumps([type(model).__module__.split(".")[0], model(ids).logits[0, -1]
     assert module == "transformers_modules"
     torch.testing.assert_close(torch.tensor(logits), expected, rtol=TOLERANCE, atol=TOLERANCE)
 
-    # The paper's own: no gates. Computed in bf16, as on GPUs.
-    launch("sft_fsdp2.sh", tmp_path, *options, "--bf16", "true", CONVERTED="nested", OUT="ungated", **variables)
+    # The paper's own: no gates, random inner layers. Computed in bf16, as on GPUs.
+    variables |= {"ARM": "nexus-qk", "CONVERTED": "nexus-qk"}
+    launch("sft_fsdp2.sh", tmp_path, *options, "--bf16", "true", OUT="ungated", **variables)
     run = run_json(tmp_path / "ungated")
-    assert (run["gates"], run["gate_learning_rate"], run["order"]) == ({}, None, 2)
+    assert (run["gates"], run["gate_learning_rate"], run["arm"], run["order"]) == ({}, None, "nexus-qk", 2)
+    trained = NexusForCausalLM.from_pretrained(tmp_path / "ungated")
+    assert not trained.config.inner_scale and hasattr(trained.model.layers[0].self_attn, "inner_query")
     assert run["precision"] == "float32 weights, bf16 autocast"
     weights = load_file(tmp_path / "ungated" / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
@@ -194,7 +198,7 @@ print(json.dumps([type(model).__module__.split(".")[0], model(ids).logits[0, -1]
     variables = {"MODEL": "ungated", "GROUP": "reasoning", "RESULTS": "results", "TABLE": "PAPER.md", "NPROC": 1}
     options = ["--data", "toy/questions", "--batch-size", 4, "--max-new-tokens", 8, "--samples", 2, "--tasks", *names]
     launch("evaluate.sh", tmp_path, *options, **variables)
-    results = json.loads((tmp_path / "results" / "toy_order-2_ungated_reasoning.json").read_text())
+    results = json.loads((tmp_path / "results" / "toy_nexus-qk_ungated_reasoning.json").read_text())
     assert [len(results["tasks"][name]["samples"]) for name in names] == [2, 2]
     assert cells(tmp_path / "PAPER.md", "toy", "AIME24")[3:6] == ["-", "-", "not run"]
     assert cells(tmp_path / "PAPER.md", "toy", "AIME24")[6].endswith("(local data)")

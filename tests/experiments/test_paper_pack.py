@@ -13,6 +13,7 @@ from datasets import load_from_disk
 
 import checkpoints
 from experiments.paper import pack, pretrain, record, sft, toy
+from nexus_transformers import NexusConfig
 
 TEXTS = ["def f(x):\n    return x", "", "class A: pass\n" * 40, "é", "end"]
 
@@ -118,14 +119,22 @@ def test_bad_input_to_the_training_scripts_ends_in_one_sentence(tokenizer, tmp_p
         pretrain.main([*common, "--data", str(tmp_path)])
     with pytest.raises(SystemExit, match="is not a Nexus model; make one with `nexus convert`"):
         sft.main([*common, "--model", str(tmp_path)])
+    NexusConfig(**pretrain.PRETRAINING["toy"].config("nexus-q") | {"vocab_size": 8}).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="is not of the arm nexus-qk, by its refine_key; convert it with ARM=nexus-qk"):
+        sft.main([*common, "--model", str(tmp_path)])
     (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "x"}) + "\n")
     with pytest.raises(SystemExit, match='needs a column "messages", or "prompt" and "completion"'):
         sft.conversations(str(tmp_path / "texts.jsonl"), "train")
     with pytest.raises(SystemExit, match=r"missing\.jsonl does not exist"):
         sft.conversations(str(tmp_path / "missing.jsonl"), "train")
     preset = pretrain.PRETRAINING["toy"]
-    for order, message in (("2,1,1", "give one order per layer"), ("two", "--order two"), ("0", "at least 1")):
+    for arm, order, message in (
+        ("nexus-qk-shared", "2,1,1", "give one order per layer"),
+        ("nexus-qk-shared", "two", "--order two"),
+        ("nexus-qk-shared", "0", "at least 1"),
+        ("nexus-qk", "3", "defined up to order 2"),
+    ):
         with pytest.raises(SystemExit, match=message):
-            pretrain.make_model(preset, order, tokenizer)
+            pretrain.make_model(preset, arm, order, tokenizer)
     with pytest.raises(SystemExit, match=r"toy: .* exists; delete it"):
         toy.main([str(tmp_path)])

@@ -27,6 +27,7 @@ from experiments.retrofit.tasks import (
 )
 from experiments.retrofit.training import (
     add_temperatures,
+    config_of,
     load,
     make_trainable,
     one_run,
@@ -34,7 +35,6 @@ from experiments.retrofit.training import (
     scalars_by_layer,
     step_flops,
 )
-from nexus_transformers import NexusConfig
 
 pytest.importorskip("peft")
 reasoning_gym = pytest.importorskip("reasoning_gym")
@@ -236,7 +236,7 @@ def test_the_cost_of_a_step_is_what_pytorch_counts(toy, method):
     with FlopCounterMode(display=False) as counter:
         model.train()(**collate(examples)).loss.backward()
     # "eager" computes masked scores too, but keeps them for the backward pass
-    config = NexusConfig.from_pretrained(toy / "model", attention_order=order)
+    config = config_of(toy, order)
     both = [costs.flops(config, 2, 24, logits=5, training=True, attention=kind)["total"] for kind in ("causal", "all")]
     difference = counter.get_total_flops() - (wanted + both[1] - both[0])
     if trained == "everything":
@@ -247,10 +247,7 @@ def test_the_cost_of_a_step_is_what_pytorch_counts(toy, method):
 
 def test_layers_below_the_lowest_gate_cost_no_backward_pass(toy):
     examples = rows(toy, TEXT, "train")
-    counted = [
-        step_flops(NexusConfig.from_pretrained(toy / "model", attention_order=orders), "gates", examples, 2)
-        for orders in ([2, 1, 1], [1, 2, 1], [1, 1, 2])
-    ]
+    counted = [step_flops(config_of(toy, orders), "gates", examples, 2) for orders in ([2, 1, 1], [1, 2, 1], [1, 1, 2])]
     layer = counted[0] - counted[1]
     assert layer > 0 and counted[1] - counted[2] == layer
 

@@ -1,4 +1,4 @@
-"""Writes the golden checkpoint beside this file. Not to be run again, except to add another one for a new feature."""
+"""Wrote the golden checkpoint beside this file. Not to be run again, except to add another one for a new feature."""
 
 import json
 from pathlib import Path

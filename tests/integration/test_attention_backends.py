@@ -5,39 +5,30 @@ from pathlib import Path
 
 import pytest
 import torch
+from arms import ARMS, build, each_arm
 from torch import nn
 
 import nexus_transformers
-from nexus_transformers import NexusConfig, NexusForCausalLM
 from nexus_transformers.modeling_nexus import NexusAttentionCall
 
 ROOT = Path(nexus_transformers.__file__).parent
-SHAPE = {
-    "attention_order": 2,
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 48,
-    "num_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
+NESTINGS = ARMS | {
+    "self": {**ARMS["self"], "num_key_value_heads": 4},  # one kernel of flex attention to compile, in place of two
+    "order 1": {"attention_order": 1},
+    "window": {"attention_order": [3, 2], "sliding_window": 7},
 }
+each_nesting = pytest.mark.parametrize("nesting", NESTINGS.values(), ids=NESTINGS)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "flex_attention"])
-@pytest.mark.parametrize(
-    "changes",
-    [{"attention_order": 1}, {"attention_order": 2}, {"attention_order": [3, 2]}, {"sliding_window": 7}],
-    ids=str,
-)
-def test_backends_agree_with_eager_on_padded_batches(changes, backend):
+@each_nesting
+def test_backends_agree_with_eager_on_padded_batches(nesting, backend):
     """
     Tolerance 2e-4: orders of summation differ, and logits are of size 10. The length is one at which PyTorch 2.13's own
     flex attention is right on every CPU: with AVX2 it returns NaN at 40, without any code of ours.
     """
-    model = NexusForCausalLM(NexusConfig(**SHAPE | changes)).eval()
-    ids = torch.randint(1, 96, (2, 64))
+    model = build(**nesting)
+    ids = torch.randint(1, 64, (2, 64))
     mask = torch.ones_like(ids)
     mask[0, :11] = 0
     model.set_attn_implementation("eager")
@@ -51,26 +42,29 @@ def test_backends_agree_with_eager_on_padded_batches(changes, backend):
 
 
 def test_flash_attention_that_is_not_installed_is_said_to_be_missing():
-    model = NexusForCausalLM(NexusConfig(**SHAPE))
+    model = build()
     with pytest.raises(ImportError, match="FlashAttention2"):
         model.set_attn_implementation("flash_attention_2")
 
 
-def test_each_attention_call_is_one_that_serving_engines_recognise():
+@each_arm
+def test_each_attention_call_is_one_that_serving_engines_recognise(arm):
     """
     The rule by which vLLM's Transformers backend finds attention: a module with an int `layer_idx`, unique in the
-    model, one integer in its path, `is_causal` not False, and in its own `forward` exactly one call of a local name
-    that was assigned from `ALL_ATTENTION_FUNCTIONS.get_interface(...)`, with `scaling=` and `**kwargs` passed on.
+    model, one integer in its path, `is_causal` not False, and a `forward` as in the test below.
     """
-    model = NexusForCausalLM(NexusConfig(**SHAPE | {"attention_order": [3, 2]}))
+    model = build(**arm)
     calls = {name: module for name, module in model.named_modules() if isinstance(module, NexusAttentionCall)}
     assert sorted(call.layer_idx for call in calls.values()) == list(range(model.config.num_hidden_layers))
     for name, call in calls.items():
         assert sum(part.isdigit() for part in name.split(".")) == 1
         assert call.is_causal is True
-        assert call.scaling == 16**-0.5
+        assert call.scaling == 8**-0.5
         assert not list(call.parameters())
 
+
+def test_one_forward_calls_the_attention_function_as_serving_engines_look_for_it():
+    """Exactly one call of a local name assigned from `get_interface`, with `scaling=` and `**kwargs` passed on."""
     tree = ast.parse((ROOT / "modeling_nexus.py").read_text())
     found = {}
     for node in ast.walk(tree):
@@ -108,8 +102,8 @@ def test_the_keywords_of_a_forward_reach_every_attention_call():
         return query.transpose(1, 2), None
 
     AttentionInterface.register("recording_engine", engine)
-    model = NexusForCausalLM(NexusConfig(**SHAPE | {"attention_order": [2, 1]}))
+    model = build(attention_order=[2, 1])
     model.set_attn_implementation("recording_engine")
-    model(torch.randint(1, 96, (1, 5)), use_cache=False, engine_state="state")
-    shapes = (torch.Size([1, 4, 5, 16]), torch.Size([1, 2, 5, 16]), torch.Size([1, 2, 5, 16]))
+    model(torch.randint(1, 64, (1, 5)), use_cache=False, engine_state="state")
+    shapes = (torch.Size([1, 4, 5, 8]), torch.Size([1, 2, 5, 8]), torch.Size([1, 2, 5, 8]))
     assert seen == [(0, "state", *shapes), (1, "state", *shapes), (2, "state", *shapes)]

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import arms
 import pytest
 import torch
+from arms import each_arm
 from torch.nn.functional import cross_entropy
 from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments, set_seed
 
@@ -110,19 +112,21 @@ def test_a_resumed_run_continues_bit_for_bit_and_its_checkpoint_carries_the_code
     assert not torch.equal(at_checkpoint.lm_head.weight, whole.model.lm_head.weight), "something was left to train"
 
 
+@each_arm
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_activation_checkpointing_recomputes_every_layer_once_and_changes_no_gradient(reentrant):
+def test_activation_checkpointing_recomputes_every_layer_once_and_changes_no_gradient(reentrant, arm):
     ids = torch.randint(1, 64, (2, 12))
-    plain, saving = build().train(), build().train()
+    plain, saving = arms.build(**arm).train(), arms.build(**arm).train()
     saving.gradient_checkpointing_enable({"use_reentrant": reentrant})
     calls = []
     for layer in saving.model.layers:
         layer.input_layernorm.register_forward_hook(lambda *_: calls.append(1))
-    plain(ids, labels=ids).loss.backward()
+    plain(ids, labels=ids, use_cache=False).loss.backward()  # as `saving` does
     saving(ids, labels=ids).loss.backward()
     assert len(calls) == 2 * len(saving.model.layers)
     theirs = dict(saving.named_parameters())
     for name, parameter in plain.named_parameters():
+        assert parameter.grad.any()
         assert torch.equal(parameter.grad, theirs[name].grad), name
 
 
@@ -150,11 +154,12 @@ def test_torch_compile_gives_the_same_losses(tmp_path):
     assert losses(plain)[0] != losses(plain)[1]
 
 
+@each_arm
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-def test_packed_rows_equal_rows_apart(backend):
+def test_packed_rows_equal_rows_apart(backend, arm):
     """Padding-free batches: rows of different lengths in one, told apart by position_ids. Tolerance 1e-5."""
     rows = [{"input_ids": row["input_ids"][: 5 + 3 * number]} for number, row in enumerate(examples(3))]
-    model = build(attn_implementation=backend).eval()
+    model = arms.build(**arm, attn_implementation=backend)
     packed = DataCollatorWithFlattening(return_tensors="pt")(rows)
     together = model(input_ids=packed["input_ids"], position_ids=packed["position_ids"], use_cache=False).logits[0]
     apart = torch.cat([model(torch.tensor([row["input_ids"]])).logits[0] for row in rows])
@@ -204,7 +209,7 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 def test_a_checkpoint_of_an_earlier_version_still_gives_its_logits():
-    """tests/golden was written by version 0.1.0 (see its README); what it computes stays so. Tolerance 1e-5."""
+    """tests/golden is of version 0.1 (see its README); what it computes stays so. Tolerance 1e-5."""
     golden = json.loads((GOLDEN / "logits.json").read_text())
     model = NexusForCausalLM.from_pretrained(GOLDEN).eval()
     actual = model(torch.tensor([golden["input_ids"]])).logits[0]

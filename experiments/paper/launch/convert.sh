@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Convert the model to be retrofitted. Further options of `nexus convert` may follow.
-#   CONVERTED=qwen-nexus experiments/paper/launch/convert.sh --no-gate    # nested at once, as in the paper
-#   CONVERTED=qwen-gates experiments/paper/launch/convert.sh              # with gates: starts as its source
-#   CONVERTED=qwen-standard ORDER=1 experiments/paper/launch/convert.sh   # the baseline
+#   CONVERTED=qwen-nexus-qk experiments/paper/launch/convert.sh               # inner layers start random, as in the paper
+#   CONVERTED=qwen-ours ARM=ours experiments/paper/launch/convert.sh          # with gates: starts as its source
+#   CONVERTED=qwen-standard ARM=standard experiments/paper/launch/convert.sh  # the baseline
 # SOURCE a Hub id or a folder (Qwen/Qwen2.5-1.5B)
-# ORDER  2 by default
+# ARM    nexus-qk (the default) or another of presets.py
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need CONVERTED "the folder to write"
 NEXUS=$(dirname "$(command -v "$PYTHON")")/nexus  # of the environment that the other files use
-exec "$NEXUS" convert "${SOURCE:-Qwen/Qwen2.5-1.5B}" "$CONVERTED" --order "${ORDER:-2}" "$@"
+OPTIONS=$("$PYTHON" -m experiments.paper.presets "${ARM:-nexus-qk}")
+# shellcheck disable=SC2086  # several options
+exec "$NEXUS" convert "${SOURCE:-Qwen/Qwen2.5-1.5B}" "$CONVERTED" $OPTIONS "$@"

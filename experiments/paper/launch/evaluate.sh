@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Score a trained model with lm-eval, one process per GPU, and fill the table.
 #   MODEL=runs/pythia-70m-nexus GROUP=pretraining experiments/paper/launch/evaluate.sh
-#   MODEL=runs/qwen-nexus-sft GROUP=reasoning experiments/paper/launch/evaluate.sh
+#   MODEL=runs/qwen-nexus-qk GROUP=reasoning experiments/paper/launch/evaluate.sh
 # NPROC   processes; by default one per GPU
 # RESULTS folder of the scores (experiments/paper/results)
 # TABLE   the table (experiments/paper/PAPER.md)

@@ -5,7 +5,7 @@
 # HOST   the name of one of them, which the others can reach
 # PORT   a free port there (29500)
 # RUN_ID the same on all machines, another for every run at the same time (nexus)
-# PRESET, ORDER, NPROC and further options as in pretrain_torchrun.sh; NPROC counts per machine.
+# PRESET, ARM, ORDER, NPROC and further options as in pretrain_torchrun.sh; NPROC counts per machine.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need NNODES "the number of machines"
 need HOST "the name of one of the machines"
@@ -13,5 +13,5 @@ need PACKED "the folder that pack.sh wrote"
 need OUT "the folder of the trained model"
 exec "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --nproc_per_node "${NPROC:-gpu}" \
     --rdzv_backend c10d --rdzv_endpoint "$HOST:${PORT:-29500}" --rdzv_id "${RUN_ID:-nexus}" \
-    -m experiments.paper.pretrain --preset "${PRESET:-pythia-1b}" --order "${ORDER:-2}" \
-    --data "$PACKED" --out "$OUT" "$@"
+    -m experiments.paper.pretrain --preset "${PRESET:-pythia-1b}" --arm "${ARM:-nexus-qk-shared}" \
+    ${ORDER:+--order "$ORDER"} --data "$PACKED" --out "$OUT" "$@"

@@ -50,10 +50,10 @@ def test_verify_passes_and_adds_its_figures_to_the_report(llama_folder, out, nex
     assert report["verification"]["file_bytes"] == (out / "model.safetensors").stat().st_size
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_layer_by_layer_gives_the_same_report_with_most_weights_on_the_disk(tied, tmp_path, nexus):
+@pytest.mark.parametrize(("tied", "arm"), [(True, "shared"), (False, "separate")])
+def test_layer_by_layer_gives_the_same_report_with_most_weights_on_the_disk(tied, arm, tmp_path, nexus):
     source = checkpoints.llama(tmp_path / "source", tie_word_embeddings=tied, max_shard_size="60KB")
-    figures = convert(source, tmp_path / "out", layer_by_layer=True)["verification"]
+    figures = convert(source, tmp_path / "out", layer_by_layer=True, inner_attention=arm)["verification"]
     assert figures["layer_by_layer"] is True
     assert figures["positions"] == 2 * 32 + 32 + 16
     assert figures["max_abs_logit_difference"] == 0.0

@@ -56,9 +56,7 @@ class Nesting:
 
     def config_fields(self, decoder: NexusConfig) -> dict[str, Any]:
         """`decoder`: the config of what is around it."""
-        needs_projection = (
-            self.nested and self.inner_attention != "self" and heads_width(decoder) != decoder.hidden_size
-        )
+        needs_projection = self.nested and self.inner_attention != "self" and not heads_fit(decoder)
         given = self.inner_output_projection
         return {
             "attention_order": self.order,
@@ -71,8 +69,8 @@ class Nesting:
 
     def describe(self, config: NexusConfig) -> dict[str, Any]:
         """For the report: what was chosen, and why."""
-        fits = "as wide as" if heads_width(config) == config.hidden_size else "not as wide as"
-        why = f"{config.num_attention_heads} heads of {config.head_dim} are {fits} the model, {config.hidden_size}"
+        fit = "are as wide as" if heads_fit(config) else "are not as wide as"
+        why = f"{config.num_attention_heads} heads of {config.head_dim} {fit} the model, {config.hidden_size}"
         if self.inner_output_projection is not None:
             why = "as asked"
         elif self.inner_attention == "self":
@@ -88,8 +86,8 @@ class Nesting:
         }
 
 
-def heads_width(config: NexusConfig) -> int:
-    return config.num_attention_heads * config.head_dim
+def heads_fit(config: NexusConfig) -> bool:
+    return config.num_attention_heads * config.head_dim == config.hidden_size
 
 
 def nexus_config(source: Source, nesting: Nesting, dtype: torch.dtype | None) -> NexusConfig:

@@ -81,7 +81,7 @@ def added(model: dict[str, Any]) -> str:
 def nesting(model: dict[str, Any]) -> str:
     projection = "with" if model["inner_output_projection"] else "without"
     return (
-        f"{model['inner_attention']}, refines {' and '.join(model['refined'])}, {projection} W_O between the levels "
+        f"{model['inner_attention']}, refines {', '.join(model['refined'])}, {projection} W_O between the levels "
         f"({model['inner_output_projection_because']})"
     )
 

@@ -52,9 +52,7 @@ def plan_nexus(
     for target, tensor in expected.items():
         if is_nesting(target):
             read = partial(initial, target, tensor.shape, config, seed)
-            cause = (
-                "--gate-init" if is_gate(target) else f"{source.label}: initializer_range={config.initializer_range}"
-            )
+            cause = "--gate-init" if is_gate(target) else f"{source.label}: initializer_range"
             plan[target] = Planned(tensor.to(config.dtype), read, cause)
         elif target not in plan and not (config.tie_word_embeddings and target in source.family.optional):
             raise CheckpointError(f"{source.label}: lacks tensor {target!r}; the checkpoint is incomplete.")

@@ -117,7 +117,7 @@ def test_the_output_projection_is_chosen_by_width_and_the_report_says_why(arm, s
     if arm == "self":
         chosen, why = "without", "self has no projections"
     assert status == 0
-    assert f"Inner attention: {arm}, refines query and key, {chosen} W_O between the levels ({why})." in output
+    assert f"Inner attention: {arm}, refines query, key, {chosen} W_O between the levels ({why})." in output
     model = json.loads((tmp_path / "wide" / "conversion_report.json").read_text())["model"]
     assert model["inner_output_projection"] == (chosen == "with")
     assert model["inner_output_projection_because"] == why

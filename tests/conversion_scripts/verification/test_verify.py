@@ -91,6 +91,10 @@ def drop_one_weight(out):
     edit_weights(out, lambda t: t.pop("model.norm.weight"))
 
 
+def drop_one_gate(out):
+    edit_weights(out, lambda t: t.pop("model.layers.1.self_attn.inner_norm.key_gate_1"))
+
+
 def add_one_weight(out):
     edit_weights(out, lambda t: t.update({"model.extra.weight": torch.ones(1)}))
 
@@ -129,6 +133,7 @@ def make_it_a_llama(out):
     [
         (change_one_weight, ["'model.layers.2.mlp.up_proj.weight'", "first that differs"]),
         (drop_one_weight, ["lacks tensor 'model.norm.weight'"]),
+        (drop_one_gate, ["lacks tensor 'model.layers.1.self_attn.inner_norm.key_gate_1'"]),
         (add_one_weight, ["'model.extra.weight'", "does not have"]),
         (change_the_scaling, ["not the same function", "first at token 1 of passage 0"]),
         (

@@ -262,8 +262,6 @@ class NexusConfig(PreTrainedConfig):
             inner = {name: rule for name, rule in plan.items() if self.inner_output_projection or "o_proj" not in name}
             for branch in self.refined(order=2, level=1):
                 plan |= {name.replace("self_attn", f"self_attn.inner_{branch}"): rule for name, rule in inner.items()}
-        if self.inner_attention == "self" and self.inner_gate and self.qk_norm != "across_heads":
-            plan["layers.*.self_attn.inner_norm"] = "replicated_with_grad_allreduce"  # it acts on a process's own heads
         return plan
 
     @num_hidden_layers.setter

@@ -288,22 +288,40 @@ class NexusInnerNorm(nn.Module):
                     self.register_parameter(f"{branch}_gate_{level}", nn.Parameter(torch.empty(1)))
 
     def forward(
-        self, unrefined: torch.Tensor, inner: torch.Tensor, level: int, branches: list[str]
+        self, unrefined: torch.Tensor, inner: torch.Tensor, level: int, branches: list[str], mesh=None
     ) -> dict[str, torch.Tensor]:
-        """X and A, (..., D) each, the inner level, from 1, and the branches it refines -> what each becomes."""
+        """
+        X and A, (..., D) each, the inner level, from 1, and the branches it refines -> what each becomes. `mesh`: the
+        processes of tensor parallelism, where each refines its own heads.
+        """
         if self.scaled:
             inner = inner * (self.energy(unrefined) / self.energy(inner)).sqrt()
         inner = inner.to(unrefined.dtype)  # they differ under autocast
         if not self.gated:
             return dict.fromkeys(branches, inner)
-        gates = {branch: getattr(self, f"{branch}_gate_{level}").to(inner.dtype) for branch in branches}
-        return {branch: torch.lerp(unrefined, inner, gate) for branch, gate in gates.items()}  # exact at 0 and 1
+        refined = {}
+        for branch in branches:
+            gate = getattr(self, f"{branch}_gate_{level}")
+            gate = gate if mesh is None else with_summed_gradient(gate, mesh)
+            refined[branch] = torch.lerp(unrefined, inner, gate.to(inner.dtype))  # exact at 0 and 1
+        return refined
 
     def energy(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """D (mean(x^2) + eps), (..., D) -> (..., 1), at least float32. A norm needs no second tensor of its size."""
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         norm = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=dtype)
         return norm.square() + self.eps * hidden_states.shape[-1]
+
+
+def with_summed_gradient(parameter: torch.Tensor, mesh) -> torch.Tensor:
+    """
+    A parameter that every process applies to its own heads. (The rule that Transformers has for this, which sums what
+    is in `.grad`, is wrong when gradients are accumulated, and where a module is called twice before 5.24.)
+    """
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    replicated = DTensor.from_local(parameter, mesh, [Replicate()], run_check=False)
+    return replicated.to_local(grad_placements=[Partial()])
 
 
 class NexusProjections(nn.Module):
@@ -346,13 +364,17 @@ class NexusProjections(nn.Module):
         """The output of an inner level, (B, T, H*d), as wide as what the next level projects, (B, T, D)."""
         if self.inner_output_projection:
             return self.o_proj(attn_output)
-        if attn_output.shape[-1] == self.query_size:
+        mesh = self.mesh(attn_output.shape[-1])
+        if mesh is None:
             return attn_output
-        # Under tensor parallelism a process has some of the heads, and projects all of them.
         from torch.distributed.tensor import DTensor, Replicate, Shard
 
-        sharded = DTensor.from_local(attn_output, self.q_proj.weight.device_mesh, [Shard(-1)], run_check=False)
+        sharded = DTensor.from_local(attn_output, mesh, [Shard(-1)], run_check=False)
         return sharded.redistribute(placements=[Replicate()]).to_local()
+
+    def mesh(self, width: int):
+        """Under tensor parallelism, the processes that have the other query heads, if these are less than all."""
+        return None if width == self.query_size else self.q_proj.weight.device_mesh
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -452,12 +474,13 @@ class NexusSelfAttention(NexusAttention):
             "query": self.query(hidden_states, position_embeddings),
             "key": self.key(hidden_states, position_embeddings),
         }
+        mesh = self.mesh(heads["query"].shape[1] * self.head_dim)
         for level, branches in self.refined.items():
             for branch in branches:
                 attend, x = getattr(self, f"inner_{branch}_{level}"), heads[branch]
                 attn_output, _, _ = attend(x, x, x, attention_mask, cache, **kwargs)
                 inner = self.heads(attn_output).transpose(1, 2)
-                heads |= self.inner_norm(x, inner, level, [branch])
+                heads |= self.inner_norm(x, inner, level, [branch], mesh)
         value = self.value(hidden_states)
         attn_output, _, _ = self.outer(heads["query"], heads["key"], value, attention_mask, cache, **kwargs)
         return self.o_proj(attn_output)

@@ -44,7 +44,7 @@ EXTRAS = {
 with TemporaryDirectory() as scratch:  # so that `pip install .` leaves nothing in the checkout
     setup(
         name="nexus-transformers",
-        version="0.1.0",
+        version="0.2.0",
         description="Nexus: higher-order attention in Hugging Face Transformers, with exact conversion of checkpoints",
         long_description=Path("README.md").read_text(encoding="utf-8"),
         long_description_content_type="text/markdown",

@@ -102,7 +102,7 @@ def cases(preset: str) -> list[Case]:
         return [
             Case(whole, "prefill", 1, 128, variants=everything, judged=True),
             Case(whole, "decode", 1, 128, variants=everything, judged=True),
-            Case(stack, "train", 1, 256, variants=everything),
+            Case(stack, "train", 1, 256, variants=TRAINED),
             Case(stack, "train checkpointed", 1, 256),
         ]
     if preset == "targets":

@@ -42,6 +42,16 @@ def convert(
     source: SourceArgument,
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     order: Annotated[str, typer.Option(help="Attention order: one number, or one per layer as in 2,1,1,1.")] = "2",
+    inner_attention: Annotated[str, typer.Option(help="What an inner level is: shared, separate or self.")] = "shared",
+    inner_output_projection: Annotated[
+        bool | None,
+        typer.Option(
+            "--inner-output-projection/--no-inner-output-projection",
+            help="W_O between the levels; by default only where the heads are not as wide as the model.",
+        ),
+    ] = None,
+    refine: Annotated[str, typer.Option(help="What inner levels refine: any of query,key,value.")] = "query,key",
+    seed: Annotated[int | None, typer.Option(help="Of the random inner layers of separate; by default 0.")] = None,
     gate_init: Annotated[float, typer.Option(help="Where the gates start; 0 keeps the source's function.")] = 0.0,
     no_gate: Annotated[bool, typer.Option("--no-gate", help="No gates: fully nested from the start.")] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default the source's.")] = None,
@@ -71,13 +81,27 @@ def convert(
         "dry_run": dry_run,
     }
     if to_source:
-        refuse_with_to_source(order=order != "2", gate_init=gate_init, no_gate=no_gate, dtype=dtype, revision=revision)
+        refuse_with_to_source(
+            order=order != "2",
+            inner_attention=inner_attention != "shared",
+            inner_output_projection=inner_output_projection is not None,
+            refine=refine != "query,key",
+            seed=seed is not None,
+            gate_init=gate_init,
+            no_gate=no_gate,
+            dtype=dtype,
+            revision=revision,
+        )
         report = convert_to_source(source, out, family, **common)
     else:
         report = run_convert(
             source,
             out,
             order=parse_order(order),
+            inner_attention=inner_attention,
+            inner_output_projection=inner_output_projection,
+            refine=refine.split(","),
+            seed=seed,
             gate_init=None if no_gate else gate_init,
             dtype=DTYPES.get(dtype),
             revision=revision,

@@ -4,32 +4,30 @@ source, plan every tensor, write, verify in a fresh process, describe. `to_sourc
 """
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
-from ..configuration_nexus import NexusConfig
-from ..errors import ConversionError, TokenizerError, reason_of
+from ..errors import TokenizerError
 from ..tokenization import carry_over_tokenizer, check_tokenizer, keep_tokenizer_class, rebuild_gguf_tokenizer
 from ..tokenization.check import remote_code
 from .checkpoint.files import CODE_FILES, REPORT_FILE, ROOT, sha256, write_json
 from .checkpoint.open import Source, open_source
 from .checkpoint.output import MODEL, check_free_space, check_output, is_our_model, staged_output
 from .checkpoint.plan import plan_nexus
-from .checkpoint.report import describe_files, describe_plan, finished_report, gates, state_of
+from .checkpoint.report import added_parameters, describe_files, describe_plan, finished_report, state_of
 from .checkpoint.shards import total_bytes
 from .checkpoint.write import write_planned
 from .hub.card import source_card_data, write_card
+from .nesting import Nesting, nexus_config
 from .verification.verify import verify_opened
 
 
 def convert(
     source: str | Path,
     out: str | Path,
-    order: int | list[int] = 2,
-    gate_init: float | None = 0.0,
     dtype: torch.dtype | None = None,
     verify: bool = True,
     layer_by_layer: bool = False,
@@ -38,6 +36,7 @@ def convert(
     revision: str | None = None,
     command: list[str] | None = None,
     dry_run: bool = False,
+    **nesting_options: Any,
 ) -> dict[str, Any]:
     """
     Converts `source` to a Nexus model in the folder `out` and returns the report, which the folder keeps too.
@@ -48,9 +47,6 @@ def convert(
     Args:
         source: a checkpoint folder, a Hub id, a .gguf file or a folder with one. It is only read.
         out: the folder to write, new or empty unless `overwrite`.
-        order: attention order, one for all layers or one per layer.
-        gate_init: where the gates start; 0 computes the source's function. None makes a model without gates, which is
-            fully nested at once and computes another function (the paper's own retrofit).
         dtype: of the written weights; None keeps the source's, tensor by tensor.
         verify: compare source and result in a fresh process, and fail unless they are equal.
         layer_by_layer: verify with one layer in memory at a time; done anyway if the models do not fit.
@@ -59,28 +55,29 @@ def convert(
         revision: branch, tag or commit of a Hub id.
         command: the command line, for the report.
         dry_run: write nothing and return what would be done.
+        nesting_options: how it is nested, the fields of `Nesting`: order, gate_init, inner_attention, ...
 
     Raises:
         `NexusError`: a `CheckpointError` if the source cannot be read or `out` not written, a `TokenizerError` if the
             tokenizer does not fit, a `ConversionError` if the model cannot be converted as asked, a `VerificationError`
             if the result is not the same function. Nothing is left at `out` then; what was there before still is.
     """
-    out = Path(out)
+    out, nesting = Path(out), Nesting(**nesting_options)
     check_output(out, MODEL, is_our_model, inputs=[Path(source).expanduser()])
     opened = open_source(source, revision)
 
-    config = nexus_config(opened, order, gate_init, dtype)
-    plan = plan_nexus(opened, config, dtype)
+    config = nexus_config(opened, nesting, dtype)
+    plan = plan_nexus(opened, config, dtype, nesting.seed)
     tokenizer = None if opened.gguf_file else check_fitting(opened.folder, config.vocab_size)
     options = {
-        "order": order,
-        "gate_init": gate_init,
+        **asdict(nesting),
         "dtype": dtype and str(dtype).removeprefix("torch."),
         "max_shard_size": max_shard_size,
         "code": {file: sha256(ROOT / file) for file in CODE_FILES},
     }
     if dry_run:
-        return describe_plan(out, opened, plan, options, source_card_data(opened.folder).get("license"))
+        described = describe_plan(out, opened, plan, options, source_card_data(opened.folder).get("license"))
+        return described | {"model": described["model"] | nesting.describe(config)}
     if report := finished_report(out, opened, options):
         if verify and "verification" not in report:
             report["verification"] = verify_opened(opened, out, layer_by_layer)
@@ -97,13 +94,8 @@ def convert(
         config.save_pretrained(folder)
         report["tokenizer_files"] = carry_over(opened, folder)
         report["tokenizer"] = tokenizer or check_fitting(folder, config.vocab_size)
-        report["model"] |= {
-            "attention_order": config.attention_order,
-            "inner_gate": config.inner_gate,
-            "gate_init": gate_init,
-            "dtype": str(config.dtype).removeprefix("torch."),
-            "gates": gates(plan),
-        }
+        report["model"] |= nesting.describe(config) | added_parameters(plan)
+        report["model"]["dtype"] = str(config.dtype).removeprefix("torch.")
         if opened.gguf_file is None and (kept := keep_tokenizer_class(opened.folder, folder)):
             report["tokenizer"]["warnings"].append(
                 f"tokenizer_config.json now says tokenizer_class={kept}, which Transformers loads for "
@@ -117,30 +109,6 @@ def convert(
         write_json(folder / REPORT_FILE, report)
         write_card(folder, opened.folder, report)
     return report | {"resumed": resume.used}
-
-
-def nexus_config(
-    source: Source, order: int | list[int], gate_init: float | None, dtype: torch.dtype | None
-) -> NexusConfig:
-    fields = source.family.nexus_config(source.raw_config, source.config)
-    if isinstance(order, list) and len(order) != fields["num_layers"]:
-        raise ConversionError(
-            f"--order: {len(order)} orders were given, but {source.label} has {fields['num_layers']} layers. Give one "
-            "order per layer, or one number for all."
-        )
-    nested = max(order if isinstance(order, list) else [order]) > 1
-    try:
-        config = NexusConfig(
-            **fields,
-            attention_order=order,
-            inner_gate=gate_init is not None and nested,
-            inner_gate_init=gate_init or 0.0,
-            dtype=dtype or source.dtype,
-        )
-    except (StrictDataclassError, ValueError) as error:
-        raise ConversionError(f"{source.label}: does not make a Nexus model: {reason_of(error)}.") from error
-    config.architectures = ["NexusForCausalLM"]
-    return config
 
 
 def check_fitting(folder: Path, vocab_size: int) -> dict[str, Any]:

@@ -24,10 +24,12 @@ def print_report(report: dict[str, Any], out: Path) -> None:
             f"Continued an interrupted run: {len(report['resumed'])} of {len(model['shards'])} shards were there."
         )
     if "attention_order" in model:
-        what = f"order {model['attention_order']}, {model['parameters']:,} parameters, of them {model['gates']} gates"
+        what = f"order {model['attention_order']}, {model['parameters']:,} parameters, of them {added(model)}"
     else:
         what = f"a {report['options']['to_source']} model, {model['parameters']:,} parameters"
     console.print(f"{report['source']['name']} -> {out}: {what}, {model['dtype']}, {size(model['bytes'])}.")
+    if model.get("refined"):
+        console.print(f"Inner attention: {nesting(model)}.")
     for warning in report.get("tokenizer", {}).get("warnings", []):
         console.print(f"Note: {warning}")
     if "verification" in report:
@@ -56,7 +58,8 @@ def print_plan(plan: dict[str, Any], out: Path) -> None:
         "source": f"{source['name']}, {source['model_type']}, {source['parameters']:,} parameters in "
         f"{source['shards']} files, {size(source['bytes'])}"
         + (f", revision {source['revision']}" if source["revision"] else ""),
-        "result": f"{out}, {model['parameters']:,} parameters ({model['gates']} gates) in {model['shards']} files",
+        "result": f"{out}, {model['parameters']:,} parameters ({added(model)}) in {model['shards']} files",
+        "nesting": nesting(model) if model.get("refined") else "none",
         "options": ", ".join(f"{name} {value}" for name, value in plan["options"].items() if name != "code"),
         "memory": plan["memory"],
         "disk": f"{size(disk['needed_bytes'])} needed, {size(disk['free_bytes'])} free",
@@ -67,6 +70,20 @@ def print_plan(plan: dict[str, Any], out: Path) -> None:
     console.print("Nothing was written. This is what would be done:")
     for name, line in lines.items():
         console.print(f"  {name:13} {line}")
+
+
+def added(model: dict[str, Any]) -> str:
+    """The parameters that it has beyond its source."""
+    inner = f" and {model['inner_parameters']:,} of inner layers drawn at random" if model["inner_parameters"] else ""
+    return f"{model['gates']} gates{inner}"
+
+
+def nesting(model: dict[str, Any]) -> str:
+    projection = "with" if model["inner_output_projection"] else "without"
+    return (
+        f"{model['inner_attention']}, refines {', '.join(model['refined'])}, {projection} W_O between the levels "
+        f"({model['inner_output_projection_because']})"
+    )
 
 
 def size(number: int) -> str:

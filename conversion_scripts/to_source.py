@@ -11,7 +11,7 @@ from ..tokenization import carry_over_tokenizer
 from .checkpoint.files import REPORT_FILE, read_json, write_json
 from .checkpoint.open import Nexus, open_nexus, open_source
 from .checkpoint.output import MODEL, check_free_space, check_output, is_our_model, staged_output
-from .checkpoint.plan import plan_source
+from .checkpoint.plan import check_tensors, plan_source
 from .checkpoint.report import describe_files, describe_plan, finished_report, state_of
 from .checkpoint.shards import total_bytes
 from .checkpoint.write import write_planned
@@ -43,6 +43,7 @@ def convert_to_source(
     nexus, out = Path(nexus), Path(out)
     check_output(out, MODEL, is_our_model, inputs=[nexus])
     opened = open_nexus(nexus)
+    check_tensors(opened, "NexusForCausalLM")  # a gate that is missing is not closed
     check_standard(opened)
 
     target = family_of(family or family_of_report(nexus))

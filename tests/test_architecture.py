@@ -25,7 +25,7 @@ PARTS = {
     "verification": "conversion_scripts/verification",
     "isolated checks": "conversion_scripts/verification/isolated_check conversion_scripts/verification/pushed_check",
     "hub": "conversion_scripts/hub",
-    "convert": "conversion_scripts/convert conversion_scripts/to_source",
+    "convert": "conversion_scripts/convert conversion_scripts/nesting conversion_scripts/to_source",
     "cli": "conversion_scripts/cli conversion_scripts/tokenizer_command",
     "inspection": "inspection",
     "common": "common",

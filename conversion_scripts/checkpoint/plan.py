@@ -14,13 +14,19 @@ from ...configuration_nexus import NexusConfig
 from ...errors import CheckpointError, ConversionError, reason_of
 from ...modeling_nexus import NexusForCausalLM, is_gate
 from ..families import Family
+from .added import initial, is_nesting
 from .open import Nexus, Source
 from .shards import Planned
 from .weights import NOT_TOGETHER, Checkpoint
 
 
-def plan_nexus(source: Source, config: NexusConfig, dtype: torch.dtype | None) -> dict[str, Planned]:
-    """A standard checkpoint -> the tensors of a Nexus model, gates included. `dtype` None keeps each tensor's own."""
+def plan_nexus(
+    source: Source, config: NexusConfig, dtype: torch.dtype | None, seed: int | None = None
+) -> dict[str, Planned]:
+    """
+    A standard checkpoint -> the tensors of a Nexus model, gates and inner layers included. `dtype` None keeps each
+    tensor's own. `seed`: of the weights that the source does not have.
+    """
     expected = shapes_of_model(lambda: NexusForCausalLM(config), source)
     plan: dict[str, Planned] = {}
     for name, tensor in source.tensors.items():
@@ -44,16 +50,17 @@ def plan_nexus(source: Source, config: NexusConfig, dtype: torch.dtype | None) -
                 part.to(dtype or part.dtype), partial(read_part, source, name, number, config), origin(source, name)
             )
     for target, tensor in expected.items():
-        if is_gate(target):
-            gate = partial(torch.full, tensor.shape, float(config.inner_gate_init))
-            plan[target] = Planned(tensor.to(config.dtype), gate, "--gate-init")
+        if is_nesting(target):
+            read = partial(initial, target, tensor.shape, config, seed)
+            cause = "--gate-init" if is_gate(target) else f"{source.label}: initializer_range"
+            plan[target] = Planned(tensor.to(config.dtype), read, cause)
         elif target not in plan and not (config.tie_word_embeddings and target in source.family.optional):
             raise CheckpointError(f"{source.label}: lacks tensor {target!r}; the checkpoint is incomplete.")
     return {target: plan[target] for target in expected if target in plan}  # in the order of the model
 
 
 def plan_source(nexus: Nexus, family: Family, source_config: Any) -> dict[str, Planned]:
-    """A Nexus model -> the tensors of the standard one. Gates and inner projections have no place in it."""
+    """A Nexus model -> the tensors of the standard one. Gates and inner layers have no place in it."""
     config = nexus.config
     expected = shapes_of_model(lambda: AutoModelForCausalLM.from_config(source_config), nexus)
     plan, used = {}, set()
@@ -74,11 +81,6 @@ def plan_source(nexus: Nexus, family: Family, source_config: Any) -> dict[str, P
         if name not in used and not is_nesting(name):
             raise ConversionError(f"{nexus.label}: tensor {name!r} has no place in a {family.model_type} model.")
     return plan
-
-
-def is_nesting(name: str) -> bool:
-    """Whether a tensor is one that a Nexus model has beyond a standard one: a gate, or of an inner projection."""
-    return is_gate(name) or ".self_attn.inner." in name
 
 
 def check_tensors(nexus: Nexus, architecture: str) -> None:

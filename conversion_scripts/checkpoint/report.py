@@ -15,6 +15,7 @@ from ...errors import CheckpointError
 from ...modeling_nexus import is_gate
 from ...tokenization import CARRIED_FILES
 from ..progress import bytes_bar
+from .added import is_nesting
 from .files import CARD_FILE, INDEX_FILE, REPORT_FILE, is_complete, read_json, sha256
 from .output import Resume, free_space
 from .shards import Planned, shard_layout, total_bytes
@@ -49,8 +50,11 @@ def parameters(plan: dict[str, Planned]) -> int:
     return sum(planned.tensor.numel() for planned in plan.values())
 
 
-def gates(plan: dict[str, Planned]) -> int:
-    return parameters({name: planned for name, planned in plan.items() if is_gate(name)})
+def added_parameters(plan: dict[str, Planned]) -> dict[str, int]:
+    """What the result has beyond its source: gates, and the weights of inner layers."""
+    added = {name: planned for name, planned in plan.items() if is_nesting(name)}
+    gates = parameters({name: planned for name, planned in added.items() if is_gate(name)})
+    return {"gates": gates, "inner_parameters": parameters(added) - gates}
 
 
 def environment() -> dict[str, str]:
@@ -154,7 +158,7 @@ def describe_plan(
         },
         "model": {
             "parameters": parameters(plan),
-            "gates": gates(plan),
+            **added_parameters(plan),
             "bytes": total_bytes(plan),
             "shards": len(shard_layout(plan, options["max_shard_size"]).filename_to_tensors),
         },

@@ -37,8 +37,8 @@ ROPE_FIELDS = {
 # Fields of a NexusConfig that say nothing about the function of its last levels, which is what a source computes
 NESTING_FIELDS = frozenset(
     """
-    attention_order refine_query refine_key share_projections inner_gate inner_gate_init inner_scale use_cache
-    classifier_dropout
+    attention_order refine_query refine_key refine_value inner_attention inner_output_projection inner_scale inner_gate
+    inner_gate_init use_cache classifier_dropout
     """.split()
 )
 
@@ -127,7 +127,7 @@ class Family:
                 fields.pop("head_dim", None)
         try:
             source_config = AutoConfig.for_model(self.model_type, **fields, **self.computed.write(config))
-            expressed = decoder_fields(NexusConfig(**self.nexus_config({}, source_config)))
+            expressed = decoder_fields(NexusConfig(**self.nexus_config({}, source_config), attention_order=1))
         except (StrictDataclassError, ValueError, KeyError) as error:
             raise ConversionError(
                 f"cannot become a model of model_type={self.model_type!r}: {reason_of(error)}."

@@ -159,6 +159,12 @@ def middle_layer(config) -> int:
     return getattr(config, "num_layers", config.num_hidden_layers) // 2  # of Nexus, of others
 
 
+def middle_gate(names: list[str]) -> str:
+    """Of the layer in the middle, the last level's: those below it have no effect while it is closed."""
+    layer = names[len(names) // 2].rpartition(".")[0]
+    return [name for name in names if name.startswith(f"{layer}.")][-1]
+
+
 def peak_memory() -> int:
     """Of this process, in bytes. Linux's ru_maxrss would count the process that started this one, too."""
     status = Path("/proc/self/status")
@@ -225,13 +231,13 @@ def main(request: dict) -> dict:
 
     result["negative_controls"] = {}
     if gates:
-        name, gate = list(gates.items())[len(gates) // 2]
+        name = middle_gate(list(gates))
         with torch.no_grad():
-            gate.fill_(0.5)
+            gates[name].fill_(0.5)
         opened = compare(expected, logits_of(model, batches)[0])
         result["negative_controls"][f"{name} set to 0.5"] = opened["max_abs_logit_difference"]
         with torch.no_grad():
-            gate.zero_()
+            gates[name].zero_()
     if what := swap_heads(model):
         result["negative_controls"][what] = compare(expected, logits_of(model, batches)[0])["max_abs_logit_difference"]
     result["peak_memory_bytes"] = peak_memory()

@@ -12,9 +12,10 @@ import transformers
 
 from ...errors import VerificationError
 from ...modeling_nexus import TESTED_TRANSFORMERS
+from ..checkpoint.added import is_nesting
 from ..checkpoint.files import REPORT_FILE, read_json, write_json
 from ..checkpoint.open import Nexus, Source, open_nexus, open_source
-from ..checkpoint.plan import is_nesting, parts_of
+from ..checkpoint.plan import check_tensors, parts_of
 from ..checkpoint.weights import Checkpoint
 from ..progress import bytes_bar, spinner
 from .isolated import run_isolated
@@ -48,9 +49,12 @@ def verify(
 
 def verify_opened(source: Source, out: Path, layer_by_layer: bool = False) -> dict[str, Any]:
     nexus = open_nexus(out)
+    check_tensors(nexus, "NexusForCausalLM")
     figures = compare_tensors(source, nexus)
     with spinner("comparing source and result in a fresh process"):
-        figures |= compare_functions(source, nexus, layer_by_layer or not fits_in_memory(source))
+        figures |= compare_functions(
+            source, nexus, layer_by_layer or not (fits_in_memory(source) and fits_in_memory(nexus))
+        )
     judge(figures, out)
     return figures
 

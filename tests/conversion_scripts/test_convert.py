@@ -39,20 +39,33 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-@pytest.mark.parametrize(
-    ("source_options", "order"),
-    [
-        ({}, "2"),
-        ({"dtype": torch.bfloat16, "tie_word_embeddings": False, "max_shard_size": "50KB"}, "3"),
-        ({"attention_bias": True, "mlp_bias": True, "rope_parameters": LLAMA3_ROPE}, "1,3,2"),
-        ({"dtype": torch.float16, "num_key_value_heads": 1, "hidden_act": "gelu"}, "2"),
-    ],
-    ids=["float32-tied", "bfloat16-untied-sharded", "biases-llama3-rope-orders", "float16-mqa-gelu"],
-)
-def test_converted_model_equals_its_source(source_options, order, tmp_path, nexus):
+EXACT = {  # source, order, inner attention
+    "float32-tied": ({}, "2", "shared"),
+    "bfloat16-untied-sharded": (
+        {"dtype": torch.bfloat16, "tie_word_embeddings": False, "max_shard_size": "50KB"},
+        "1,2,2",
+        "separate",
+    ),
+    "biases-gelu-llama3-rope-orders": (
+        {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu", "rope_parameters": LLAMA3_ROPE},
+        "1,3,2",
+        "self",
+    ),
+    "float16-mqa, heads as wide as the model": (
+        {"dtype": torch.float16, "num_key_value_heads": 1, "num_hidden_layers": 2, "hidden_size": 64},
+        "3,3",
+        "shared",
+    ),
+}
+
+
+@pytest.mark.parametrize(("source_options", "order", "arm"), EXACT.values(), ids=EXACT.keys())
+def test_converted_model_equals_its_source(source_options, order, arm, tmp_path, nexus):
     source = checkpoints.llama(tmp_path / "source", **source_options)
     before = hashes(source)
-    status, output, errors = nexus("convert", source, tmp_path / "out", "--order", order)
+    status, output, errors = nexus(
+        "convert", source, tmp_path / "out", "--order", order, "--inner-attention", arm, "--max-shard-size", "80KB"
+    )
     assert (status, errors) == (0, "")
     assert "max |Δlogit| 0.0" in output
     assert hashes(source) == before, "a source is only read"
@@ -66,14 +79,17 @@ def test_converted_model_equals_its_source(source_options, order, tmp_path, nexu
     assert all(difference > 0 for difference in figures["negative_controls"].values())
 
     expected, actual = weights(source), weights(tmp_path / "out")
-    gates = {name for name in actual if ".inner_norm." in name}
-    assert set(actual) - gates == set(expected)
+    added = {name: tensor.numel() for name, tensor in actual.items() if ".self_attn.inner_" in name}
+    assert set(actual) - set(added) == set(expected)
     for name, tensor in expected.items():
         assert actual[name].dtype == tensor.dtype
         assert torch.equal(actual[name], tensor)
     orders = [int(part) for part in order.split(",")] * (1 if "," in order else 3)
-    assert len(gates) == sum(2 * (order - 1) for order in orders)
-    assert report["model"]["parameters"] == report["source"]["parameters"] + len(gates)
+    assert report["model"]["gates"] == sum(2 * (order - 1) for order in orders)
+    assert report["model"]["gates"] + report["model"]["inner_parameters"] == sum(added.values())
+    assert (report["model"]["inner_parameters"] > 0) == (arm == "separate")
+    assert figures["added_parameters"] == sum(added.values())
+    assert report["model"]["parameters"] == report["source"]["parameters"] + sum(added.values())
 
     ids = torch.randint(checkpoints.VOCAB_SIZE, (2, 40))
     for implementation in ("eager", "sdpa"):
@@ -106,8 +122,9 @@ def test_code_and_auto_map_travel_along(llama_folder, tmp_path):
 
 
 def test_without_gates_the_model_is_fully_nested_and_compared_at_order_1(llama_folder, tmp_path):
-    report = convert(llama_folder, tmp_path / "out", gate_init=None)
-    assert report["model"]["gates"] == 0
+    """The paper's own retrofit: random inner layers."""
+    report = convert(llama_folder, tmp_path / "out", gate_init=None, inner_attention="separate")
+    assert report["model"]["gates"] == 0 < report["model"]["inner_parameters"]
     assert report["verification"]["compared_at_order"] == 1
     assert list(report["verification"]["negative_controls"]) == ["query heads 0 and 3 of layer 1 swapped"]
     ids = torch.randint(checkpoints.VOCAB_SIZE, (1, 20))
@@ -207,12 +224,13 @@ def test_card_is_valid_and_states_the_licence_of_the_source_or_that_it_is_unknow
     source = checkpoints.llama(tmp_path / "source")
     if licence:
         (source / "README.md").write_text(f"---\nlicense: {licence}\n---\n# Source\n")
-    convert(source, tmp_path / "out")
+    verified = licence is None
+    convert(source, tmp_path / "out", verify=verified)
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == (licence or "unknown")
     assert card.data.library_name == "transformers"
     assert ("licence of the source is unknown" in card.text) == (licence is None)
-    assert "largest difference of any logit" in card.text
+    assert ("largest difference of any logit" in card.text) == verified
     assert "{{" not in card.text
 
 

@@ -38,7 +38,8 @@ def test_every_block_says_what_it_is():
 def demo(tmp_path_factory):
     """A clone after `make demo`, with a tiny model in place of SmolLM2."""
     folder = tmp_path_factory.mktemp("demo")
-    source = checkpoints.llama(folder / "HuggingFaceTB" / "SmolLM2-135M-Instruct")  # found before the Hub is asked
+    name = folder / "HuggingFaceTB" / "SmolLM2-135M-Instruct"  # found before the Hub is asked
+    source = checkpoints.llama(name, head_dim=12)  # heads as wide as the model, as SmolLM2's are
     convert(source, folder / "demo" / "smollm2-nexus", verify=False)
     for name in ("examples", "common"):
         shutil.copytree(ROOT / name, folder / name)

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
 import checkpoints
+from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
 from nexus_transformers.conversion_scripts.convert import convert
 from nexus_transformers.conversion_scripts.families import FAMILIES, decoder_fields
@@ -24,6 +25,7 @@ FOLDER = Path(table.__file__).parent
 HUB_CONFIGS = json.loads(
     (Path(__file__).parents[1] / "conversion_scripts" / "families" / "hub_configs.json").read_text()
 )
+DOCS = (FOLDER.parents[1] / "docs" / "paper.md").read_text()
 PYTHIA = [name for name in PRETRAINING if name != "toy"]
 
 
@@ -34,6 +36,12 @@ def neox(name: str) -> GPTNeoXConfig:
     fields |= {"hidden_size": preset.hidden_size, "intermediate_size": 4 * preset.hidden_size}
     fields |= {"num_hidden_layers": preset.num_layers, "num_attention_heads": preset.num_attention_heads}
     return GPTNeoXConfig(**fields)
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """Those of the table under a heading of a page."""
+    lines = text.split(f"\n## {heading}")[1].split("\n## ")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
 
 
 def count(model: torch.nn.Module) -> int:
@@ -71,6 +79,29 @@ def test_each_arm_of_table_2_is_built_at_toy_size_and_has_the_parameters_that_th
     for arm, model in models.items():
         assert (arm == "standard") == (model.config.layer_orders == [1, 1])
         assert model.config.inner_scale == bool(model.gates()) == (arm == "ours")  # the paper has neither
+
+
+def test_the_table_of_arms_in_the_docs_is_what_the_presets_say():
+    """Its config column makes each arm, and its figures are counted."""
+    small, large = ({arm: PRETRAINING[name].config(arm) for arm in ARMS} for name in ("pythia-70m", "pythia-1b"))
+    operations = {arm: costs.flops(NexusConfig(**large[arm]), 1, 2048, training=True) for arm in ARMS}
+    cache = {arm: costs.cache_bytes(NexusConfig(**large[arm]), 1, 1, 1) for arm in ARMS}
+    table_of_arms = {row[0].strip("`"): row[2:6] for row in rows(DOCS, "The arms")}
+    assert table_of_arms.keys() == ARMS.keys() - {"ours"}
+    for arm, cells in table_of_arms.items():
+        made = NexusConfig(**eval(f"dict({cells[0].strip('`')})"), inner_scale=False)
+        assert {name: getattr(made, name) for name in ARMS[arm]} == ARMS[arm]
+        with torch.device("meta"):
+            parameters = count(NexusForCausalLM(NexusConfig(**small[arm])))
+        attention, total = (operations[arm][part] / operations["standard"][part] for part in ("attention", "total"))
+        assert cells[1:] == [
+            f"{parameters / 1e6:.1f} M",
+            f"{attention:.0f} x, {total:.2f} x",
+            f"{cache[arm] / cache['standard']:g} x",
+        ]
+    grouped = [NexusConfig(**RETROFIT["qwen2.5-1.5b"].shape, **ARMS[arm]) for arm in ("eq7", "standard")]
+    nested, standard = (costs.cache_bytes(config, 1, 1, 1) for config in grouped)
+    assert nested / standard == (3 + 12 / 2) / 2, "as the page says of grouped heads"
 
 
 @pytest.mark.parametrize("name", PYTHIA)
@@ -142,12 +173,6 @@ def test_a_new_model_starts_as_gpt_neox_does():
 def test_the_committed_table_and_estimates_are_what_the_scripts_write():
     assert (FOLDER / "PAPER.md").read_text() == table.page(table.reports(FOLDER / "results"))
     assert "\n".join(budget.lines()) in (FOLDER / "README.md").read_text()
-
-
-def rows(text: str, heading: str) -> list[list[str]]:
-    """Those of the table under a heading of the page."""
-    lines = text.split(f"## {heading}")[1].split("##")[0].splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
 
 
 def test_the_table_has_every_figure_of_the_paper_and_none_of_ours_that_was_not_run():

@@ -64,6 +64,19 @@ def inspected(tmp_path_factory):
     return run
 
 
+@pytest.fixture(scope="session")
+def driver():
+    """A browser, started once."""
+    pytest.importorskip("selenium")
+    import browser
+
+    if not (browser.BROWSER and browser.DRIVER):
+        pytest.skip("needs chromium and chromedriver")
+    driver = browser.start()
+    yield driver
+    driver.quit()
+
+
 @pytest.fixture
 def no_pngs(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -67,20 +67,22 @@ def run(case: dict, folder: Path, ids: torch.Tensor) -> dict:
     if case.get("other_data") and rank == 1:
         batch = (batch + 1) % model.config.vocab_size
     runner = DistributedDataParallel(model) if kind == "ddp" else model
-    loss = runner(batch, labels=batch).loss
-    loss.backward()
-    mean = loss.detach().clone()
+    parts = batch.chunk(2) if case.get("accumulated") else [batch]
+    losses = [runner(part, labels=part).loss / len(parts) for part in parts]
+    for loss in losses:
+        loss.backward()
+    mean = sum(losses).detach()
     dist.all_reduce(mean)
     result["loss"] = mean / dist.get_world_size()
     result["mlp_calls"] = len(calls)
     parameters = dict(model.named_parameters())
     result["gradients"] = {name: whole(p.grad) for name, p in parameters.items() if p.grad is not None}
 
-    if kind.startswith("fsdp"):
+    if kind != "tp":
         torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3).step()
         result["stepped"] = {name: whole(parameter) for name, parameter in model.named_parameters()}
     if kind == "tp":
-        arguments = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+        arguments = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
         result["tokens"] = model.eval().generate(ids[:2], **arguments)
         result["tokens_static"] = model.generate(ids[:2], cache_implementation="static", **arguments)
     return result

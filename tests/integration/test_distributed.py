@@ -12,6 +12,7 @@ from pydoc_data.topics import topics
 
 import pytest
 import torch
+from arms import ARMS, build
 from transformers.utils.logging import disable_progress_bar
 
 import checkpoints
@@ -30,7 +31,7 @@ SHARDED_DIM = {  # of the weights, by tensor parallelism
 }
 
 
-def launch(command: list, folder: Path, timeout: int = 240) -> str:
+def launch(command: list, folder: Path, timeout: int = 500) -> str:
     """Runs a command whose processes cannot outlive it, and returns what it printed."""
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -71,30 +72,11 @@ def batch() -> torch.Tensor:
     return torch.randint(3, 64, (4, 16), generator=torch.Generator().manual_seed(1))
 
 
-def save_model(folder: Path, **changes) -> str:
-    """Saves a tiny random model and returns the name of its folder, which says what it is."""
-    name = "_".join(f"{key}={value}" for key, value in changes.items()) or "default"
-    name = re.sub(r"[^\w=]+", "-", name)
-    torch.manual_seed(0)
-    shape = {
-        "attention_order": 2,
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "initializer_range": 0.2,
-        "inner_gate_init": 0.3,
-        "eos_token_id": None,
-    }
-    model = NexusForCausalLM(NexusConfig(**shape | changes))
-    for key, parameter in model.named_parameters():  # as trained models have them, not all 1 and 0
-        if key.endswith("norm.weight") or key.endswith("bias"):
-            torch.nn.init.normal_(parameter, mean=1.0 if "norm" in key else 0.0, std=0.3)
+def save_models(folder: Path, models: dict[str, dict]) -> None:
+    """Saves tiny random models, name -> changes of the config, to folders of these names."""
     disable_progress_bar()
-    model.save_pretrained(folder / name)
-    return name
+    for name, changes in models.items():
+        build(**changes).save_pretrained(folder / name)
 
 
 def single_process(folder: Path, gates_only: bool = False) -> tuple[NexusForCausalLM, torch.Tensor, dict]:
@@ -132,74 +114,48 @@ def assert_same(result: dict, loss: torch.Tensor, gradients: dict[str, torch.Ten
     assert difference[0] < TOLERANCE, (case, difference)
 
 
+DATA_PARALLEL = ARMS | {
+    "order 1": {"attention_order": 1},
+    "no gates": {"attention_order": 2, "inner_gate": False, "tie_word_embeddings": True},
+    "norms": {"attention_order": [3, 1], "qk_norm": True},
+}
+
+
 @pytest.mark.slow
-def test_ddp_with_activation_checkpointing(tmp_path):
-    cases = []
-    for order in (2, 3):
-        for changes in (
-            {"inner_gate": True},
-            {"inner_gate": False},
-            {"inner_gate": True, "share_projections": False},
-            {"inner_gate": False, "share_projections": False},
-            {"inner_gate": True, "refine_key": False},
-        ):
-            model = save_model(tmp_path, attention_order=order, **changes)
-            for reentrant in (None, True, False):
-                case = {"kind": "ddp", "model": model, "reentrant": reentrant}
-                cases.append({"name": f"{model}.reentrant={reentrant}", **case})
-                if changes == {"inner_gate": True}:
-                    cases.append({"name": f"{model}.reentrant={reentrant}.gates", **case, "gates_only": True})
-    cases.append({"name": "other_data", "kind": "ddp", "model": cases[0]["model"], "other_data": True})
+def test_data_parallel_training_replicated_and_sharded_trains_the_same(tmp_path):
+    """With DDP, and with FSDP2 by torch's own call ("fsdp") and by the plan that Transformers makes of a model."""
+    save_models(tmp_path, DATA_PARALLEL)
+    kinds = ("ddp", "fsdp", "fsdp_config")
+    cases = [{"name": f"{model}.{kind}", "kind": kind, "model": model} for model in DATA_PARALLEL for kind in kinds]
+    for model in ARMS:
+        cases.append({"name": f"{model}.checkpointing", "kind": "ddp", "model": model, "reentrant": False})
+    for kind in ("ddp", "fsdp"):
+        case = {"kind": kind, "model": "shared, order 3"}
+        for reentrant in (False, True) if kind == "ddp" else (False,):
+            cases.append({"name": f"{kind}.gates.{reentrant}", **case, "gates_only": True, "reentrant": reentrant})
+        cases.append({"name": f"{kind}.other data", **case, "other_data": True})
     results = run_cases(cases, tmp_path)
 
     for case in cases:
+        name, is_sharded = case["name"], case["kind"] != "ddp"
         model, loss, gradients = single_process(tmp_path / case["model"], case.get("gates_only", False))
-        assert bool(model.gates().keys() & gradients.keys()) == model.config.inner_gate
         assert (len(gradients) == len(model.gates())) == case.get("gates_only", False)
-        for result in results[case["name"]]:
-            # recomputed layers show that checkpointing was on
-            assert result["mlp_calls"] == LAYERS * (1 if case.get("reentrant") is None else 2), case
-            if case["name"] == "other_data":
-                assert worst(result["gradients"], gradients)[0] > 0.1, "the comparison would not notice"
-            else:
-                assert_same(result, loss, gradients, case["name"])
-
-
-@pytest.mark.slow
-def test_fsdp2_shards_every_layer_and_trains_the_same(tmp_path):
-    cases = []
-    for changes in (
-        {"attention_order": 1},
-        {"attention_order": 2, "inner_gate": True},
-        {"attention_order": 3, "inner_gate": True, "qk_norm": True},
-        {"attention_order": 3, "inner_gate": True, "share_projections": False, "tie_word_embeddings": False},
-        {"attention_order": 3, "inner_gate": False},
-    ):
-        model = save_model(tmp_path, **changes)
-        for kind in ("fsdp", "fsdp_config"):  # torch's own call, and what Transformers makes of its plan
-            cases.append({"name": f"{model}.{kind}", "kind": kind, "model": model})
-    gated = save_model(tmp_path, attention_order=2, inner_gate=True)
-    cases.append({"name": "checkpointing", "kind": "fsdp", "model": gated, "reentrant": False})
-    cases.append({"name": "gates", "kind": "fsdp", "model": gated, "gates_only": True})
-    cases.append({"name": "other_data", "kind": "fsdp", "model": gated, "other_data": True})
-    results = run_cases(cases, tmp_path)
-
-    for case in cases:
-        name = case["name"]
-        model, loss, gradients = single_process(tmp_path / case["model"], case.get("gates_only", False))
         shapes = {key: list(parameter.shape) for key, parameter in model.named_parameters()}
         before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
         torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3).step()
         stepped = {key: parameter.detach() for key, parameter in model.named_parameters()}
         assert all(not torch.equal(stepped[key], before[key]) for key in gradients)
         for rank, result in enumerate(results[name]):
-            layers = {f"model.layers.{layer}" for layer in range(LAYERS)}
-            assert layers | {""} <= set(result["wrapped"]), name  # "" is the root
-            assert result["not_dtensor"] == [], name
-            for key, (rows, *others) in shapes.items():
-                kept = (rows + 1) // 2 if rank == 0 else rows // 2  # a gate of shape (1,) lies on rank 0
-                assert result["local_shapes"][key] == [kept, *others], (name, rank, key)
-            if name == "other_data":
+            # recomputed layers show that checkpointing was on
+            assert result["mlp_calls"] == LAYERS * (1 if case.get("reentrant") is None else 2), name
+            if is_sharded:
+                layers = {f"model.layers.{layer}" for layer in range(LAYERS)}
+                assert layers | {""} <= set(result["wrapped"]), name  # "" is the root
+                assert result["not_dtensor"] == [], name
+                for key, (rows, *others) in shapes.items():
+                    kept = (rows + 1) // 2 if rank == 0 else rows // 2  # a gate of shape (1,) lies on rank 0
+                    assert result["local_shapes"][key] == [kept, *others], (name, rank, key)
+            if case.get("other_data"):
                 assert worst(result["gradients"], gradients)[0] > 0.1, "the comparison would not notice"
                 assert worst(result["stepped"], stepped)[0] > 1e-3, "the comparison would not notice"
             else:
@@ -207,31 +163,37 @@ def test_fsdp2_shards_every_layer_and_trains_the_same(tmp_path):
                 assert worst(result["stepped"], stepped)[0] < TOLERANCE, name
 
 
+OLMO2 = {"qk_norm": "across_heads", "norm_position": "post"}
+SEPARATE_W_O = {**ARMS["separate QK"], "inner_output_projection": True}
+TENSOR_PARALLEL = ARMS | {
+    "order 1": {"attention_order": 1},
+    "no gates": {"attention_order": 2, "inner_gate": False, "tie_word_embeddings": True},
+    "only queries": {"attention_order": 3, "refine_key": False},
+    "multi-head": {
+        "num_layers": 2,
+        "attention_order": [3, 1],
+        "num_key_value_heads": 4,
+        "mlp_gated": False,
+        "parallel_residual": True,
+    },
+    "separate, W_O": {**SEPARATE_W_O, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "self, order 3": {**ARMS["self"], "attention_order": 3, "num_key_value_heads": 4},
+    **{f"{name}, norms": {**ARMS[name], "qk_norm": True} for name in ("shared, order 3", "separate QKV", "self")},
+    **{f"{name}, OLMo 2": {**ARMS[name], **OLMO2} for name in ("shared, order 3", "separate QKV", "self")},
+    "separate, W_O, OLMo 2": {**SEPARATE_W_O, **OLMO2},
+}
+
+
 @pytest.mark.slow
 def test_tensor_parallelism_shards_every_projection_and_trains_and_generates_the_same(tmp_path):
-    models = [
-        save_model(tmp_path, attention_order=order, inner_gate=True, share_projections=shared, **changes)
-        for order in (1, 2, 3)
-        for shared, changes in (
-            (True, {}),
-            (True, {"qk_norm": True}),
-            (False, {"qk_norm": True}),
-            (False, {"num_key_value_heads": 4, "tie_word_embeddings": False}),
-        )
-    ]
-    models.append(save_model(tmp_path, attention_order=2, inner_gate=False))
-    models.append(save_model(tmp_path, attention_order=3, inner_gate=True, refine_key=False))
-    models.append(save_model(tmp_path, attention_order=2, inner_gate=True, attention_bias=True, mlp_bias=True))
-    models.append(save_model(tmp_path, attention_order=2, inner_gate=True, mlp_gated=False, parallel_residual=True))
-    olmo2 = {"qk_norm": "across_heads", "norm_position": "post"}
-    models.append(save_model(tmp_path, attention_order=2, inner_gate=True, **olmo2))
-    cases = [{"name": model, "kind": "tp", "model": model} for model in models]
-    for reentrant in (True, False):
-        model = save_model(tmp_path, attention_order=3, inner_gate=True, share_projections=False, qk_norm=True)
-        cases.append({"name": f"reentrant={reentrant}", "kind": "tp", "model": model, "reentrant": reentrant})
+    save_models(tmp_path, {name: {"num_layers": 1, **changes} for name, changes in TENSOR_PARALLEL.items()})
+    cases = [{"name": model, "kind": "tp", "model": model} for model in TENSOR_PARALLEL]
+    for model, reentrant in {"shared, order 3, norms": True, "separate QKV": False, "self": True}.items():
+        cases.append({"name": f"{model}.again", "kind": "tp", "model": model, "reentrant": reentrant})
+    cases.append({"name": "accumulated", "kind": "tp", "model": "self", "accumulated": True})
     # Each process sees half of the heads, so a norm over heads that does not sum its gradient has half of it.
-    model = save_model(tmp_path, attention_order=2, inner_gate=True, share_projections=True, qk_norm=True)
-    cases.append({"name": "unsummed", "kind": "tp", "model": model, "without_rules": ["q_norm", "k_norm"]})
+    rules = ["q_norm", "k_norm"]
+    cases.append({"name": "unsummed", "kind": "tp", "model": "self, norms", "without_rules": rules})
     results = run_cases(cases, tmp_path)
 
     for case in cases:
@@ -239,10 +201,7 @@ def test_tensor_parallelism_shards_every_projection_and_trains_and_generates_the
         model, loss, gradients = single_process(tmp_path / case["model"])
         expected = {key: local_shape(key, list(parameter.shape)) for key, parameter in model.named_parameters()}
         del expected["model.embed_tokens.weight"]  # up to the release of Transformers
-        assert any(".inner." in key for key in expected) == (
-            not model.config.share_projections and model.config.attention_order > 1
-        )
-        arguments = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+        arguments = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
         tokens = model.eval().generate(batch()[:2], **arguments)
         assert tokens[:, 16:].unique().numel() > 2, "a constant output would prove nothing"
         for result in results[name]:
@@ -250,14 +209,15 @@ def test_tensor_parallelism_shards_every_projection_and_trains_and_generates_the
             assert result["local_shapes"].keys() - expected.keys() == {"model.embed_tokens.weight"}, name
             if name == "unsummed":
                 wrong = {
-                    key: tensor
+                    key
                     for key, tensor in gradients.items()
                     if worst({key: result["gradients"][key]}, {key: tensor})[0] > 0.1
                 }
-                assert set(wrong) == {key for key in gradients if key.endswith(("q_norm.weight", "k_norm.weight"))}
+                assert wrong == {key for key in gradients if key.endswith(("q_norm.weight", "k_norm.weight"))}
                 continue
             assert_same(result, loss, gradients, name)
-            assert result["mlp_calls"] == LAYERS * (1 if case.get("reentrant") is None else 2), name
+            passes = 2 if {"reentrant", "accumulated"} & case.keys() else 1
+            assert result["mlp_calls"] == model.config.num_layers * passes, name
             assert torch.equal(result["tokens"], tokens), name
             assert torch.equal(result["tokens_static"], tokens), name
 
@@ -329,7 +289,8 @@ print(json.dumps({"class": type(model).__name__, "logits": model(torch.arange(8)
 
 def test_a_model_that_fsdp2_sharded_carries_our_code_and_not_pytorch_s(tmp_path):
     """FSDP2 puts a class of its own over the model's, and Transformers saves the code of the class it finds."""
-    source = tmp_path / save_model(tmp_path, attention_order=2, inner_gate=True)
+    source = tmp_path / "source"
+    build(attention_order=2).save_pretrained(source)
     launch([sys.executable, "-c", SHARD_AND_SAVE, source, tmp_path / "out"], tmp_path)
     assert {path.name for path in (tmp_path / "out").glob("*.py")} == {"configuration_nexus.py", "modeling_nexus.py"}
     config = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -5,34 +5,16 @@ import sys
 
 import pytest
 import torch
+from arms import ARMS, build, each_arm
 from safetensors.torch import load_file
 
 import nexus_transformers
 from isolated import run_isolated
-from nexus_transformers import NexusConfig, NexusForCausalLM
+from nexus_transformers import NexusForCausalLM
 
 peft = pytest.importorskip("peft")
 
-GATE = 0.3
 IDS = torch.arange(1, 25)[None]
-each_order = pytest.mark.parametrize("order", [2, 3])
-
-
-def build(order: int) -> NexusForCausalLM:
-    config = NexusConfig(
-        attention_order=order,
-        inner_gate=True,
-        inner_gate_init=GATE,
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.15,
-        pad_token_id=0,
-    )
-    return NexusForCausalLM(config).eval()
 
 
 def train(model: torch.nn.Module, steps: int = 4) -> dict[str, torch.Tensor]:
@@ -57,9 +39,9 @@ def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def adapted(order: int, folder) -> tuple[NexusForCausalLM, "peft.PeftModel"]:
+def adapted(arm: dict, folder) -> tuple[NexusForCausalLM, "peft.PeftModel"]:
     """A saved base model, and the same with an untrained adapter on top; all gates are part of the adapter."""
-    build(order).save_pretrained(folder)
+    build(**arm).save_pretrained(folder)
     base = NexusForCausalLM.from_pretrained(folder)
     # PEFT looks for the class of remote code in an installed package, and refuses, unless it is told the task
     config = peft.LoraConfig(modules_to_save=["inner_norm"], task_type="CAUSAL_LM")
@@ -67,17 +49,22 @@ def adapted(order: int, folder) -> tuple[NexusForCausalLM, "peft.PeftModel"]:
     return base.eval(), model.eval()
 
 
-@each_order
-def test_lora_needs_no_target_modules(order):
-    model = peft.get_peft_model(build(order), peft.LoraConfig())
-    projections = [f"model.layers.{layer}.self_attn.{kind}_proj" for layer in (0, 1) for kind in "qv"]
-    assert sorted(model.base_model.targeted_module_names) == projections
+@each_arm
+def test_lora_needs_no_target_modules(arm):
+    """It adapts the query and value projections, as in a Llama, those of separate inner layers included."""
+    model = peft.get_peft_model(build(**arm), peft.LoraConfig())
+    attentions = [""] + [f"inner_{branch}." for branch in ("query", "key", "value")]
+    projections = [
+        f"model.layers.{layer}.self_attn.{at}{kind}_proj" for layer in (0, 1) for at in attentions for kind in "qv"
+    ]
+    there = {name for name, _ in build(**arm).named_modules()}
+    assert sorted(model.base_model.targeted_module_names) == sorted(there.intersection(projections))
 
 
 def test_without_our_entry_lora_asks_for_target_modules(monkeypatch):
     monkeypatch.delitem(peft.utils.constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, "nexus")
     with pytest.raises(ValueError, match="target_modules"):
-        peft.get_peft_model(build(2), peft.LoraConfig())
+        peft.get_peft_model(build(), peft.LoraConfig())
 
 
 def test_the_package_imports_without_peft(monkeypatch):
@@ -88,29 +75,30 @@ def test_the_package_imports_without_peft(monkeypatch):
     assert "nexus" not in targets
 
 
-@each_order
-def test_adapter_and_gates_train_together_and_nothing_else_does(order, tmp_path):
-    base, model = adapted(order, tmp_path)
+@each_arm
+def test_adapter_and_gates_train_together_and_nothing_else_does(arm, tmp_path):
+    base, model = adapted(arm, tmp_path)
     assert torch.equal(logits(model), logits(base)), "an untrained adapter changes nothing"
     before = snapshot(model)
     gradients = train(model)
     gates = [name for name in gradients if "_gate_" in name]
-    assert len(gates) == len(base.gates()) == 2 * 2 * (order - 1)
+    assert len(gates) == len(base.gates()) >= 4
     assert {name for name in gradients if "lora_" not in name} == set(gates)
     assert all(gradients[name].abs() > 1e-6 for name in gates)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]) != (name in gradients), f"{name}: moves if and only if trainable"
 
 
-@each_order
-def test_a_saved_adapter_carries_the_gates_and_reloads_to_the_same_logits(order, tmp_path):
-    base, model = adapted(order, tmp_path / "base")
+@each_arm
+def test_a_saved_adapter_carries_the_gates_and_reloads_to_the_same_logits(arm, tmp_path):
+    base, model = adapted(arm, tmp_path / "base")
     train(model)
     model.save_pretrained(tmp_path / "adapter")
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    for name in base.gates():
-        assert (saved[f"base_model.model.{name}"] - GATE).abs() > 1e-3, name
-    assert len(saved) == len(base.gates()) + 2 * 2 * 2, "the gates, and A and B of two projections in two layers"
+    for name, gate in base.gates().items():
+        assert (saved[f"base_model.model.{name}"] - gate).abs() > 1e-3, name
+    targets = model.base_model.targeted_module_names
+    assert len(saved) == len(base.gates()) + 2 * len(targets), "the gates, and A and B of each projection"
 
     reloaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     assert torch.equal(logits(reloaded), logits(model))
@@ -121,24 +109,28 @@ def test_a_saved_adapter_carries_the_gates_and_reloads_to_the_same_logits(order,
 
 
 def test_an_adapter_loads_on_a_remote_code_model(tmp_path):
-    _, model = adapted(2, tmp_path / "base")
-    train(model)
-    model.save_pretrained(tmp_path / "adapter")
+    expected = {}
+    for name, arm in ARMS.items():
+        _, model = adapted(arm, tmp_path / name / "base")
+        train(model)
+        model.save_pretrained(tmp_path / name)
+        expected[name] = logits(model)[0].tolist()
     script = """
 import json, torch
 from peft import AutoPeftModelForCausalLM
-model = AutoPeftModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
-ids = torch.arange(1, 25)[None]
-print(json.dumps({"logits": model(ids).logits[0].tolist(), "module": type(model.get_base_model()).__module__}))
+logits, ids = {}, torch.arange(1, 25)[None]
+for name in sys.argv[1:]:
+    model = AutoPeftModelForCausalLM.from_pretrained(name, trust_remote_code=True).eval()
+    assert type(model.get_base_model()).__module__.startswith("transformers_modules.")
+    logits[name] = model(ids).logits[0].tolist()
+print(json.dumps(logits))
 """
-    result = run_isolated(script, tmp_path, tmp_path / "adapter")
-    assert result["module"].startswith("transformers_modules.")
-    assert torch.equal(torch.tensor(result["logits"]), logits(model)[0])
+    assert run_isolated(script, tmp_path, *ARMS) == expected
 
 
-@each_order
-def test_a_merged_adapter_is_a_plain_nexus_model(order, tmp_path):
-    base, model = adapted(order, tmp_path / "base")
+@each_arm
+def test_a_merged_adapter_is_a_plain_nexus_model(arm, tmp_path):
+    base, model = adapted(arm, tmp_path / "base")
     train(model)
     expected = logits(model)
     gates = {name: tensor for name, tensor in model.named_parameters() if "_gate_" in name and tensor.requires_grad}
@@ -155,9 +147,9 @@ def test_a_merged_adapter_is_a_plain_nexus_model(order, tmp_path):
     assert [gate.item() for gate in reloaded.gates().values()] == [gate.item() for gate in gates.values()]
 
 
-@each_order
-def test_gates_trained_alone_survive_saving(order, tmp_path):
-    model = build(order)
+@each_arm
+def test_gates_trained_alone_survive_saving(arm, tmp_path):
+    model = build(**arm)
     before = snapshot(model)
     model.freeze_all_but_gates()
     gates = [name for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -80,7 +80,8 @@ print(json.dumps({
     [
         {"attention_order": [3, 1], "sliding_window": 4, "sliding_layers": [0]},
         {"attention_order": 3, "refine_key": False, "num_layers": 1},
-        {"attention_order": 3, "share_projections": False, "num_layers": 1},
+        {"attention_order": 2, "inner_attention": "separate", "num_layers": 1},
+        {"attention_order": 2, "inner_attention": "self", "num_layers": 1},
     ],
 )
 def test_an_exported_program_computes_the_model_at_other_lengths_and_batch_sizes(changes, tmp_path):

@@ -96,7 +96,8 @@ def raw_config(config) -> dict:
 
 def nexus_config(config, **options) -> NexusConfig:
     family = FAMILIES[config.model_type]
-    return NexusConfig(**family.nexus_config(raw_config(config), config), **options)
+    fields = family.nexus_config(raw_config(config), config)
+    return NexusConfig(**fields, inner_output_projection=True, **options)  # heads may be wider than the model
 
 
 def split(source, config: NexusConfig) -> dict[str, torch.Tensor]:
@@ -287,7 +288,7 @@ def test_saved_as_gives_the_names_that_files_have(tmp_path):
 )
 def test_what_a_family_cannot_express_is_refused_by_name(model_type, changes, named):
     shape = {"hidden_size": 64, "num_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-    config = NexusConfig(**{**shape, **changes})
+    config = NexusConfig(**{**shape, **changes}, attention_order=1)
     with pytest.raises(ConversionError, match=named) as refusal:
         FAMILIES[model_type].source_config(config)
     assert "\n" not in str(refusal.value)

@@ -20,9 +20,13 @@ REPORT = {
     "source": {"name": "someone/tiny", "revision": "abc", "parameters": 1000, "model_type": "llama", "config": {}},
     "model": {
         "attention_order": 2,
+        "inner_attention": "shared",
+        "refined": ["query", "key"],
+        "inner_output_projection": False,
         "inner_gate": True,
         "gate_init": 0.0,
         "gates": 6,
+        "inner_parameters": 0,
         "parameters": 1006,
         "dtype": "float32",
         "files": {"model.safetensors": {"bytes": 1, "sha256": "0"}},
@@ -139,6 +143,14 @@ def test_an_allowed_difference_is_said(write):
     assert "(allowed" not in write(REPORT).text
     fused = report("verification", tolerance=0.001, max_abs_logit_difference=0.0004)
     assert "0.0004 (allowed: 0.001" in write(fused).text
+
+
+def test_the_card_says_how_many_parameters_were_added_and_what_they_are(write):
+    assert "| parameters added (6 gates) | 6 |" in write(REPORT).text
+    separate = report("model", inner_attention="separate", inner_parameters=2000, parameters=3006)
+    text = write(separate | {"verification": REPORT["verification"] | {"added_parameters": 2006}}).text
+    assert "| parameters added (6 gates, the rest in inner layers drawn at random) | 2,006 |" in text
+    assert "| parameters, source / Nexus | 1,000 / 3,006 |" in text
 
 
 def test_random_tokens_are_not_called_text(write, tmp_path):

@@ -50,10 +50,10 @@ def test_verify_passes_and_adds_its_figures_to_the_report(llama_folder, out, nex
     assert report["verification"]["file_bytes"] == (out / "model.safetensors").stat().st_size
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_layer_by_layer_gives_the_same_report_with_most_weights_on_the_disk(tied, tmp_path, nexus):
+@pytest.mark.parametrize(("tied", "arm"), [(True, "shared"), (False, "separate")])
+def test_layer_by_layer_gives_the_same_report_with_most_weights_on_the_disk(tied, arm, tmp_path, nexus):
     source = checkpoints.llama(tmp_path / "source", tie_word_embeddings=tied, max_shard_size="60KB")
-    figures = convert(source, tmp_path / "out", layer_by_layer=True)["verification"]
+    figures = convert(source, tmp_path / "out", layer_by_layer=True, inner_attention=arm)["verification"]
     assert figures["layer_by_layer"] is True
     assert figures["positions"] == 2 * 32 + 32 + 16
     assert figures["max_abs_logit_difference"] == 0.0
@@ -89,6 +89,10 @@ def change_one_weight(out):
 
 def drop_one_weight(out):
     edit_weights(out, lambda t: t.pop("model.norm.weight"))
+
+
+def drop_one_gate(out):
+    edit_weights(out, lambda t: t.pop("model.layers.1.self_attn.inner_norm.key_gate_1"))
 
 
 def add_one_weight(out):
@@ -129,6 +133,7 @@ def make_it_a_llama(out):
     [
         (change_one_weight, ["'model.layers.2.mlp.up_proj.weight'", "first that differs"]),
         (drop_one_weight, ["lacks tensor 'model.norm.weight'"]),
+        (drop_one_gate, ["lacks tensor 'model.layers.1.self_attn.inner_norm.key_gate_1'"]),
         (add_one_weight, ["'model.extra.weight'", "does not have"]),
         (change_the_scaling, ["not the same function", "first at token 1 of passage 0"]),
         (

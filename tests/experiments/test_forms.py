@@ -1,0 +1,49 @@
+"""The comparisons of the forms of inner attention: at toy size, and what is committed of them."""
+
+import importlib
+import json
+import shutil
+from argparse import Namespace
+
+import pytest
+import torch
+
+from experiments import forms, gates
+from experiments.runs import RESULTS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["forms", "gates"])
+def test_at_toy_size(name, tmp_path):
+    report = importlib.import_module(f"experiments.{name}").main(Namespace(out=tmp_path, workers=1, quick=True))
+    assert report["finished"] and report["summary"] and report["cpu_hours"] < 0.1
+
+
+def test_nothing_is_left_to_make_of_the_gates_by_hand(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gates, "convert", lambda name, folder: None)  # needed by runs only
+    shutil.copy(RESULTS / "gates.json", tmp_path)
+    gates.main(Namespace(out=tmp_path, workers=1, quick=False))
+    assert ", 0 to make" in capsys.readouterr().out
+    assert (tmp_path / "gates.json").read_bytes() == (RESULTS / "gates.json").read_bytes()
+
+
+def test_what_is_committed_of_the_forms_are_runs_that_it_wants():
+    for record in json.loads((RESULTS / "forms.json").read_text())["runs"]:
+        run = record["settings"]
+        again = forms.settings(run["task"], run["form"], run["nested"], run["learning_rate"], False, run["seed"])
+        assert again == run
+
+
+def test_rotation_once_and_at_each_level_are_one_function_without_positions():
+    """With cos = 1 and sin = 0; with positions they differ."""
+    ids = torch.arange(12)[None]
+    models = []
+    for form in ("self, rotated once", "self, rotated at each level"):
+        torch.manual_seed(0)
+        models.append(forms.build("recall", form, 1).eval())
+    one, other = (model(ids, use_cache=False).logits for model in models)
+    assert (one - other).abs().max() > 1e-4
+    for model in models:
+        model.model.rotary_emb.inv_freq.zero_()
+    one, other = (model(ids, use_cache=False).logits for model in models)
+    torch.testing.assert_close(one, other)

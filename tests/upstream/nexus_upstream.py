@@ -79,7 +79,7 @@ class Tester:
         self.nexus = nexus
         for name, value in FIELDS.items():
             setattr(self, name, value)
-        self.num_hidden_layers = sum(self.get_config().layer_orders)  # attention maps
+        self.num_hidden_layers = sum(len(calls) for calls in self.get_config().attention_calls())  # attention maps
         self.expected_num_hidden_layers = self.num_layers + 1  # hidden states
 
     def get_config(self) -> NexusConfig:
@@ -91,6 +91,9 @@ class Tester:
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids).to(torch_device),
         }
+
+
+GATED = {"attention_order": 2, "inner_gate": True, "inner_gate_init": 0.5}
 
 
 class NexusTests(common.ModelTesterMixin, GenerationTesterMixin, TrainingTesterMixin, TensorParallelTesterMixin):
@@ -119,8 +122,12 @@ class NexusOrder3Test(NexusTests, unittest.TestCase):
     nexus = {"attention_order": 3}
 
 
-class NexusGatedTest(NexusTests, unittest.TestCase):
-    nexus = {"attention_order": 2, "inner_gate": True, "inner_gate_init": 0.5}
+class NexusSeparateTest(NexusTests, unittest.TestCase):
+    nexus = {"inner_attention": "separate", "refine_value": True} | GATED
+
+
+class NexusSelfTest(NexusTests, unittest.TestCase):
+    nexus = {"inner_attention": "self"} | GATED
 
 
 del NexusTests  # a base class, not a test

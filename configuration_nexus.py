@@ -5,7 +5,14 @@ import transformers
 
 # The oldest release that can run this file, and the newest minor release that the tests have passed with.
 TESTED_TRANSFORMERS = ("5.16.1", "5.24")
-if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 16):
+
+
+def release(version: str) -> tuple[int, ...]:
+    """ "5.24.0.dev0" -> (5, 24)."""
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+if release(transformers.__version__) < release(TESTED_TRANSFORMERS[0]):
     raise ImportError(
         f"Nexus models need transformers {TESTED_TRANSFORMERS[0]} or newer, and {transformers.__version__} is "
         "installed: pip install --upgrade transformers"
@@ -19,6 +26,9 @@ from typing import NamedTuple  # noqa: E402
 from huggingface_hub.dataclasses import strict  # noqa: E402
 from transformers.activations import ACT2FN  # noqa: E402
 from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+
+logger = logging.get_logger(__name__)
 
 ATTENTION_TP_PLAN = {
     "layers.*.self_attn.q_proj": "colwise",
@@ -382,6 +392,15 @@ NUM_HIDDEN_LAYERS_IS_DERIVED = (
     "derived from it and counts the slots of the KV cache (one per attention call). What sets it to change the number "
     "of layers, such as PEFT's layer_replication and generate's assistant_early_exit, does not work with Nexus."
 )
+
+
+def warn_if_untested() -> None:
+    newest = TESTED_TRANSFORMERS[1]
+    if release(transformers.__version__) > release(newest):
+        logger.warning_once(
+            f"This Nexus model was tested with transformers {newest} and older, and {transformers.__version__} is "
+            f"installed: compare outputs, or `pip install 'transformers<={newest}.99'`."
+        )
 
 
 def refuse_unknown_fields(arguments: dict) -> None:

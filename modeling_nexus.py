@@ -25,8 +25,8 @@ import functools
 import warnings
 
 import torch
+import transformers
 from torch import nn
-from transformers import __version__ as transformers_version
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache, StaticLayer
@@ -48,13 +48,11 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple, logging
+from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_nexus import BRANCHES, TESTED_TRANSFORMERS, AttentionCall, NexusConfig
-
-logger = logging.get_logger(__name__)
+from .configuration_nexus import BRANCHES, TESTED_TRANSFORMERS, AttentionCall, NexusConfig, warn_if_untested
 
 
 def is_gate(name: str) -> bool:
@@ -88,7 +86,7 @@ def refuse_unknown(arguments: dict) -> None:
             oldest, newest = TESTED_TRANSFORMERS
             raise TypeError(
                 f"Nexus does not know the argument {name!r}. Leave it out; if Transformers itself passes it, install a "
-                f"version that this model was tested with: {oldest} to {newest} (installed: {transformers_version})."
+                f"version that this was tested with: {oldest} to {newest} (installed: {transformers.__version__})."
             )
 
 
@@ -103,20 +101,6 @@ def one_of(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
     if cache is not None and not hasattr(cache, "update"):
         raise TypeError(f"The cache must be a `Cache` of Transformers, such as `DynamicCache`, not a {type(cache)}.")
     return cache
-
-
-def warn_if_untested() -> None:
-    newest = TESTED_TRANSFORMERS[1]
-    if release(transformers_version) > release(newest):
-        logger.warning_once(
-            f"This Nexus model was tested with transformers {newest} and older, and {transformers_version} is "
-            f"installed: compare outputs, or `pip install 'transformers<={newest}.99'`."
-        )
-
-
-def release(version: str) -> tuple[int, ...]:
-    """ "5.24.0.dev0" -> (5, 24)."""
-    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def holds_state(value: object) -> bool:

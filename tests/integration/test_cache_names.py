@@ -13,7 +13,7 @@ from nexus_transformers import (
     NexusForSequenceClassification,
     NexusForTokenClassification,
     NexusModel,
-    modeling_nexus,
+    configuration_nexus,
 )
 
 NAMES = ["cache", "past_key_values"]
@@ -121,10 +121,10 @@ def test_a_tuple_of_keys_and_values_is_refused():
 def test_a_newer_release_is_warned_about_once(monkeypatch):
     """In one sentence that says what was tested and what to do, and not on a release that was tested."""
     warned = []
-    monkeypatch.setattr(modeling_nexus.logger, "warning_once", warned.append)
+    monkeypatch.setattr(configuration_nexus.logger, "warning_once", warned.append)
     build()
     assert not warned
-    monkeypatch.setattr(modeling_nexus, "transformers_version", "5.99.0.dev0")
+    monkeypatch.setattr(configuration_nexus.transformers, "__version__", "5.99.0.dev0")
     build()
     (message,) = warned
     assert "5.99.0.dev0 is installed" in message and "pip install 'transformers<" in message

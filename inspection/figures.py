@@ -109,6 +109,8 @@ def coloured(weights: np.ndarray, colours: str, lowest: float) -> np.ndarray:
 
 def gates(Figure, facts: dict[str, Any]):
     """Bars by layer, one set for every level that is refined."""
+    from matplotlib.patches import Patch
+
     levels = sorted({gate["level"] for gate in facts["gates"]})
     branches = [branch for branch in BRANCH_COLOURS if branch in {gate["branch"] for gate in facts["gates"]}]
     width = 0.8 / len(branches)
@@ -119,14 +121,9 @@ def gates(Figure, facts: dict[str, Any]):
     for axes, level in zip(grid, levels, strict=True):
         for number, branch in enumerate(branches):
             offset = (number - (len(branches) - 1) / 2) * width
-            values = {
-                gate["layer"]: gate["value"]
-                for gate in facts["gates"]
-                if (gate["level"], gate["branch"]) == (level, branch)
-            }
-            if values:
-                places = [layer + offset for layer in values]
-                axes.bar(places, values.values(), width, color=BRANCH_COLOURS[branch], label=branch)
+            bars = [gate for gate in facts["gates"] if (gate["level"], gate["branch"]) == (level, branch)]
+            places, values = [gate["layer"] + offset for gate in bars], [gate["value"] for gate in bars]
+            axes.bar(places, values, width, color=BRANCH_COLOURS[branch])
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_ylabel(f"gate to level {level + 1}", fontsize=8)
         axes.tick_params(labelsize=8)
@@ -134,9 +131,8 @@ def gates(Figure, facts: dict[str, Any]):
     largest = max(abs(gate["value"]) for gate in facts["gates"])
     if largest == 0:
         grid[0].set_ylim(-0.05, 1.05)
-    handles = {label: bars for axes in grid for bars, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    named = [handles[branch] for branch in branches], branches
-    figure.legend(*named, frameon=False, fontsize=8, ncols=len(branches), loc="outside upper right")
+    patches = [Patch(color=BRANCH_COLOURS[branch], label=branch) for branch in branches]
+    figure.legend(handles=patches, frameon=False, fontsize=8, ncols=len(branches), loc="outside upper right")
     closed = ": all closed" if largest == 0 else ""
     grid[0].set_title(f"{facts['model']}: gates, 0 closed, 1 fully nested{closed}", fontsize=9, loc="left")
     grid[-1].set_xlabel("layer", fontsize=8)

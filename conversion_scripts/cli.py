@@ -1,8 +1,10 @@
 """The `nexus` command. It parses and prints; what it does is in the functions it calls."""
 
 import sys
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -15,6 +17,7 @@ from ..inspection.printing import print_inspection
 from .convert import convert as run_convert
 from .hub.push import print_push
 from .hub.push import push as run_push
+from .nesting import Nesting
 from .printing import print_json, print_plan, print_report, print_verification
 from .to_source import convert_to_source
 from .tokenizer_command import app as tokenizer_app
@@ -39,6 +42,7 @@ def callback() -> None:
 
 @app.command()
 def convert(
+    context: typer.Context,
     source: SourceArgument,
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     order: Annotated[str, typer.Option(help="Attention order: one number, or one per layer as in 2,1,1,1.")] = "2",
@@ -50,6 +54,10 @@ def convert(
             help="W_O between the levels; by default only where the heads are not as wide as the model.",
         ),
     ] = None,
+    inner_scale: Annotated[
+        bool,
+        typer.Option("--inner-scale/--no-inner-scale", help="Scale inner outputs to the size of what they replace."),
+    ] = True,
     refine: Annotated[str, typer.Option(help="What inner levels refine: any of query,key,value.")] = "query,key",
     seed: Annotated[int | None, typer.Option(help="Of the random inner layers of separate; by default 0.")] = None,
     gate_init: Annotated[float, typer.Option(help="Where the gates start; 0 keeps the source's function.")] = 0.0,
@@ -81,17 +89,9 @@ def convert(
         "dry_run": dry_run,
     }
     if to_source:
-        refuse_with_to_source(
-            order=order != "2",
-            inner_attention=inner_attention != "shared",
-            inner_output_projection=inner_output_projection is not None,
-            refine=refine != "query,key",
-            seed=seed is not None,
-            gate_init=gate_init,
-            no_gate=no_gate,
-            dtype=dtype,
-            revision=revision,
-        )
+        for name in [*(field.name for field in fields(Nesting)), "no_gate", "dtype", "revision"]:
+            if context.get_parameter_source(name).name == "COMMANDLINE":
+                raise ConversionError(f"--{name.replace('_', '-')}: has no meaning with --to-source.")
         report = convert_to_source(source, out, family, **common)
     else:
         report = run_convert(
@@ -100,6 +100,7 @@ def convert(
             order=parse_order(order),
             inner_attention=inner_attention,
             inner_output_projection=inner_output_projection,
+            inner_scale=inner_scale,
             refine=refine.split(","),
             seed=seed,
             gate_init=None if no_gate else gate_init,
@@ -107,12 +108,7 @@ def convert(
             revision=revision,
             **common,
         )
-    if as_json:
-        print_json(report)
-    elif dry_run:
-        print_plan(report, out)
-    else:
-        print_report(report, out)
+    show(report, as_json, print_plan if dry_run else print_report, out)
 
 
 @app.command()
@@ -124,11 +120,7 @@ def verify(
     revision: RevisionOption = None,
 ) -> None:
     """Check that the Nexus model in OUT, its gates closed, is the same function as SOURCE."""
-    figures = run_verify(source, out, revision, layer_by_layer)
-    if as_json:
-        print_json(figures)
-    else:
-        print_verification(figures)
+    show(run_verify(source, out, revision, layer_by_layer), as_json, print_verification)
 
 
 @app.command()
@@ -140,11 +132,7 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Upload the Nexus model in FOLDER to the Hub in one commit, and check what the Hub then serves."""
-    result = run_push(folder, repo, private, dry_run)
-    if as_json:
-        print_json(result)
-    else:
-        print_push(result)
+    show(run_push(folder, repo, private, dry_run), as_json, print_push)
 
 
 @app.command()
@@ -168,16 +156,14 @@ def inspect(
     Show what every head attends to at every level, and by which path, on a page that opens from the disk.
     """
     result = run_inspect(model, prompt, out, chat=chat, generate=generate, gates=open_gates, revision=revision)
+    show(result, as_json, print_inspection)
+
+
+def show(result: dict[str, Any], as_json: bool, printed: Callable[..., None], *arguments: Any) -> None:
     if as_json:
         print_json(result)
     else:
-        print_inspection(result)
-
-
-def refuse_with_to_source(**given: object) -> None:
-    for name, value in given.items():
-        if value:
-            raise ConversionError(f"--{name.replace('_', '-')}: has no meaning with --to-source.")
+        printed(result, *arguments)
 
 
 def parse_order(order: str) -> int | list[int]:

@@ -22,6 +22,7 @@ class Nesting:
         inner_attention: "shared", "separate" or "self", as in `NexusConfig`.
         inner_output_projection: W_O between the levels. None turns it on only where the heads are not as wide as the
             model, which cannot do without.
+        inner_scale: whether inner outputs are scaled, as in `NexusConfig`.
         refine: the projections that read the output of the inner level, any of "query", "key", "value".
         seed: of the weights of the inner layers of "separate"; None is 0. Nothing else is drawn.
 
@@ -33,6 +34,7 @@ class Nesting:
     gate_init: float | None = 0.0
     inner_attention: str = "shared"
     inner_output_projection: bool | None = None
+    inner_scale: bool = True
     refine: Sequence[str] = ("query", "key")
     seed: int | None = None
 
@@ -62,6 +64,7 @@ class Nesting:
             "attention_order": self.order,
             "inner_attention": self.inner_attention,
             "inner_output_projection": needs_projection if given is None else given,
+            "inner_scale": self.inner_scale,
             **{f"refine_{branch}": branch in self.refine for branch in BRANCHES},
             "inner_gate": self.gate_init is not None and self.nested,
             "inner_gate_init": self.gate_init or 0.0,
@@ -78,9 +81,10 @@ class Nesting:
         return {
             "attention_order": config.attention_order,
             "inner_attention": config.inner_attention,
-            "refined": self.refine if self.nested else [],
+            "refined": [each for each in BRANCHES if self.nested and getattr(config, f"refine_{each}")],
             "inner_output_projection": config.inner_output_projection,
             "inner_output_projection_because": why,
+            "inner_scale": config.inner_scale,
             "inner_gate": config.inner_gate,
             "gate_init": self.gate_init,
         }

@@ -11,6 +11,8 @@ from .words import label
 
 ROWS = 5  # heads in the overview
 LABELLED = 48  # tokens, up to which every one is labelled
+DPI = 110
+TOP, MARGIN, GAP = 50, 90, 30  # pixels: above all maps; beside and below them, for labels; between them
 BRANCH_COLOURS = {"query": "#1f5fbf", "key": "#c2570c", "value": "#2f7d4f"}
 
 
@@ -22,7 +24,7 @@ def figures(facts: dict[str, Any], views: list[LayerView]) -> dict[str, bytes]:
     with rc_context({"text.parse_math": False}):  # a dollar sign in a name or a token is a dollar sign
         files = {"overview.png": png(overview(Figure, facts, views))}
         if facts["gates"]:
-            files["gates.png"] = png(gates(Figure, facts))
+            files["gates.png"] = png(drawn(gates(Figure, facts)))
     return files
 
 
@@ -32,43 +34,59 @@ def most_changed(views: list[LayerView], count: int) -> list[tuple[int, int]]:
     return [(layer, head) for _, layer, head in sorted(heads)[:count]]
 
 
-def overview(Figure, facts: dict[str, Any], views: list[LayerView]):
-    """One row per head: its maps side by side, and what refining adds to the first."""
-    heads = most_changed(views, ROWS)
-    columns = max(len(views[layer].maps) for layer, _ in heads)
-    columns += columns > 1
+def overview(Figure, facts: dict[str, Any], views: list[LayerView]) -> np.ndarray:
+    """
+    One row per head: its maps side by side, and what refining adds to the first.
+
+    Matplotlib draws the text only. With axes, ticks and its layout the same picture took eight times as long.
+    """
+    rows = [maps_of_head(views[layer], layer, head) for layer, head in most_changed(views, ROWS)]
+    columns = max(len(row) for row in rows)
     tokens = [label(token) for token in facts["tokens"]]
-    side = min(max(2.4, 0.115 * len(tokens)), 5.0)  # inches of a map
-    figure = Figure(figsize=(columns * side + 1.2, len(heads) * (side + 0.3) + 1.4), layout="constrained")
-    grid = figure.subplots(len(heads), columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
-    for row, (layer, head) in zip(grid, heads, strict=True):
-        view = views[layer]
-        maps = [each.weights(head, len(view.change)) for each in view.maps]
-        for axes, weights, each in zip(row, maps, view.maps, strict=False):
-            draw(axes, weights, f"layer {layer}, head {head}: {name_of(each, view.order)}", "Blues", 0.0)
-        drawn = len(maps)
-        if view.order > 1:
-            first = "level 1" if view.maps[0].level == 1 else "unrefined"
-            title = f"level {view.order} minus {first} ({view.change[head]:.2f} changed)"
-            draw(row[drawn], maps[-1] - maps[0], title, "PuOr_r", -1.0)
-            drawn += 1
-        for axes in row[drawn:]:
-            axes.set_frame_on(False)
-    # As many labels as fit.
-    ticks = range(0, len(tokens), -(-len(tokens) // LABELLED))
-    size = min(7.0, 72 * 0.8 * side / min(len(tokens), LABELLED))
-    labels = [tokens[i] for i in ticks]
-    for axes in grid[-1]:
-        axes.set_xticks(ticks, labels, rotation=90)
-    for axes in grid[:, 0]:
-        axes.set_yticks(ticks, labels)
-    for axes in grid.flat:
-        axes.tick_params(length=0, pad=2, labelsize=size)
-    figure.suptitle(
-        f"{facts['model']}: the heads that change most. Rows ask, columns are looked at; coloured by square root",
-        fontsize=9,
-    )
-    return figure
+    cell = -(-min(max(264, 13 * len(tokens)), 550) // len(tokens))  # pixels of a token
+    side = cell * len(tokens)
+    tops = [TOP + row * (side + GAP) for row in range(len(rows))]
+    lefts = [MARGIN + column * (side + GAP) for column in range(columns)]
+    width, height = lefts[-1] + side + GAP, tops[-1] + side + MARGIN
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+
+    def write(x: float, y: float, text: str, size: float, **style) -> None:
+        """`x` and `y` in pixels from the top left."""
+        figure.text(x / width, 1 - y / height, text, size=size, **style)
+
+    what = "the heads that change most. Rows ask, columns are looked at; coloured by square root"
+    write(MARGIN, 20, f"{facts['model']}: {what}", 9)
+    for top, row in zip(tops, rows, strict=True):
+        for left, (title, _) in zip(lefts, row, strict=False):
+            write(left, top - 6, title, 8)
+    step = -(-len(tokens) // LABELLED)
+    size = min(7.0, 0.8 * step * cell * 72 / DPI)
+    for number in range(0, len(tokens), step):
+        middle = (number + 0.5) * cell
+        for top in tops:
+            write(MARGIN - 4, top + middle, tokens[number], size, ha="right", va="center_baseline")
+        for left in lefts:
+            write(left + middle, height - MARGIN + 4, tokens[number], size, ha="center", va="top", rotation=90)
+    image = drawn(figure)
+    for top, row in zip(tops, rows, strict=True):
+        for left, (_, pixels) in zip(lefts, row, strict=False):
+            image[top - 1 : top + side + 1, left - 1 : left + side + 1] = 187  # its frame, grey
+            image[top : top + side, left : left + side] = pixels.repeat(cell, 0).repeat(cell, 1)
+    return image
+
+
+def maps_of_head(view: LayerView, layer: int, head: int) -> list[tuple[str, np.ndarray]]:
+    """Titles and pixels, (T, T, 3): the levels, and at order 2 and beyond the last of them minus the first."""
+    maps = [each.weights(head, len(view.change)) for each in view.maps]
+    found = [
+        (f"layer {layer}, head {head}: {name_of(each, view.order)}", coloured(weights, "Blues", 0.0))
+        for each, weights in zip(view.maps, maps, strict=True)
+    ]
+    if view.order > 1:
+        first = "level 1" if view.maps[0].level == 1 else "unrefined"
+        title = f"level {view.order} minus {first} ({view.change[head]:.2f} changed)"
+        found.append((title, coloured(maps[-1] - maps[0], "PuOr_r", -1.0)))
+    return found
 
 
 def name_of(maps: Maps, order: int) -> str:
@@ -79,34 +97,33 @@ def name_of(maps: Maps, order: int) -> str:
     return f"level {maps.level} of {order}" + (f", {maps.branch}" if maps.branch else "")
 
 
-def draw(axes, weights: np.ndarray, title: str, colours: str, lowest: float) -> None:
-    future = np.triu(np.ones_like(weights, dtype=bool), 1)
-    roots = np.sign(weights) * np.abs(weights) ** 0.5  # else small weights could not be seen
-    axes.imshow(np.ma.array(roots, mask=future), cmap=colours, vmin=lowest, vmax=1.0, interpolation="nearest")
-    axes.set_title(title, fontsize=8, loc="left")
-    for spine in axes.spines.values():
-        spine.set_color("#bbbbbb")
+def coloured(weights: np.ndarray, colours: str, lowest: float) -> np.ndarray:
+    """Weights from `lowest` to 1 by the square root of their size, else small ones could not be seen."""
+    from matplotlib import colormaps
+
+    roots = np.sign(weights) * np.abs(weights) ** 0.5
+    pixels = colormaps[colours]((roots - lowest) / (1 - lowest), bytes=True)[..., :3]
+    pixels[np.triu_indices(len(weights), 1)] = 255  # the future
+    return pixels
 
 
 def gates(Figure, facts: dict[str, Any]):
     """Bars by layer, one set for every level that is refined."""
+    from matplotlib.patches import Patch
+
     levels = sorted({gate["level"] for gate in facts["gates"]})
     branches = [branch for branch in BRANCH_COLOURS if branch in {gate["branch"] for gate in facts["gates"]}]
     width = 0.8 / len(branches)
     layers = sorted({gate["layer"] for gate in facts["gates"]})
-    figure = Figure(figsize=(min(max(4.0, 0.33 * len(layers) + 1.5), 24.0), 2.6 * len(levels)), layout="constrained")
+    figsize = min(max(4.0, 0.33 * len(layers) + 1.5), 24.0), 2.6 * len(levels)
+    figure = Figure(figsize=figsize, dpi=DPI, layout="constrained")
     grid = figure.subplots(len(levels), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
     for axes, level in zip(grid, levels, strict=True):
         for number, branch in enumerate(branches):
             offset = (number - (len(branches) - 1) / 2) * width
-            values = {
-                gate["layer"]: gate["value"]
-                for gate in facts["gates"]
-                if (gate["level"], gate["branch"]) == (level, branch)
-            }
-            if values:
-                places = [layer + offset for layer in values]
-                axes.bar(places, values.values(), width, color=BRANCH_COLOURS[branch], label=branch)
+            bars = [gate for gate in facts["gates"] if (gate["level"], gate["branch"]) == (level, branch)]
+            places, values = [gate["layer"] + offset for gate in bars], [gate["value"] for gate in bars]
+            axes.bar(places, values, width, color=BRANCH_COLOURS[branch])
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_ylabel(f"gate to level {level + 1}", fontsize=8)
         axes.tick_params(labelsize=8)
@@ -114,9 +131,8 @@ def gates(Figure, facts: dict[str, Any]):
     largest = max(abs(gate["value"]) for gate in facts["gates"])
     if largest == 0:
         grid[0].set_ylim(-0.05, 1.05)
-    handles = {label: bars for axes in grid for bars, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    named = [handles[branch] for branch in branches], branches
-    figure.legend(*named, frameon=False, fontsize=8, ncols=len(branches), loc="outside upper right")
+    patches = [Patch(color=BRANCH_COLOURS[branch], label=branch) for branch in branches]
+    figure.legend(handles=patches, frameon=False, fontsize=8, ncols=len(branches), loc="outside upper right")
     closed = ": all closed" if largest == 0 else ""
     grid[0].set_title(f"{facts['model']}: gates, 0 closed, 1 fully nested{closed}", fontsize=9, loc="left")
     grid[-1].set_xlabel("layer", fontsize=8)
@@ -124,9 +140,20 @@ def gates(Figure, facts: dict[str, Any]):
     return figure
 
 
-def png(figure) -> bytes:
-    stream = BytesIO()
+def drawn(figure) -> np.ndarray:
+    """Its pixels, (height, width, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # tokens in scripts that the font lacks are boxes
-        figure.savefig(stream, format="png", dpi=110)
+        canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
+
+
+def png(image: np.ndarray) -> bytes:
+    from PIL import Image  # which matplotlib needs
+
+    stream = BytesIO()
+    Image.fromarray(image).save(stream, "png", dpi=(DPI, DPI))
     return stream.getvalue()

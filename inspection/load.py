@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .. import modeling_nexus
-from ..conversion_scripts.checkpoint.open import AUTO_CLASSES, locate, open_nexus
+from ..conversion_scripts.checkpoint.open import locate, open_nexus
 from ..conversion_scripts.checkpoint.plan import check_tensors
 from ..conversion_scripts.progress import quiet_when_piped
 from ..errors import InspectionError, reason_of
@@ -31,15 +31,10 @@ def open_model(model: str, revision: str | None = None) -> tuple[NexusPreTrained
     """
     folder, revision = locate(model, revision)
     nexus = open_nexus(folder, model, revision)
-    architecture = (nexus.raw_config.get("architectures") or ["NexusForCausalLM"])[0]
-    if architecture not in AUTO_CLASSES:
-        raise InspectionError(
-            f"{nexus.folder / 'config.json'}: architectures is {architecture!r}, none of {', '.join(AUTO_CLASSES)}."
-        )
-    check_tensors(nexus, architecture)
+    check_tensors(nexus, nexus.architecture)
     tokenizer = open_tokenizer(nexus.folder, model)
     with quiet_when_piped():
-        loaded = getattr(modeling_nexus, architecture).from_pretrained(
+        loaded = getattr(modeling_nexus, nexus.architecture).from_pretrained(
             nexus.folder, config=nexus.config, dtype=torch.float32, attn_implementation="eager"
         )
     return loaded.eval(), tokenizer

@@ -6,7 +6,6 @@ normalised, and decoding what was encoded gives the text back exactly. What come
 Transformers, whose folder needs no code of ours.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -148,8 +147,6 @@ def check_files(files: Sequence[Path]) -> None:
             raise TokenizerError(f"{file}: no such file.")
         if file.is_dir():
             raise TokenizerError(f"{file}: is a folder; give text files.")
-        if not os.access(file, os.R_OK):
-            raise TokenizerError(f"{file}: cannot be read (permission denied).")
     if not any(file.stat().st_size or not file.is_file() for file in files):  # the size of a pipe is not known
         raise TokenizerError(f"{', '.join(map(str, files[:3])) or 'files'}: nothing to train on, there is no text.")
 

@@ -53,6 +53,16 @@ class Nexus(Checkpoint):
 
     config: NexusConfig
 
+    @property
+    def architecture(self) -> str:
+        """The class that the weights were saved from. Raises `CheckpointError` if it is none of ours."""
+        named = self.raw_config.get("architectures") or ["NexusForCausalLM"]
+        if named[0] not in AUTO_CLASSES:
+            raise CheckpointError(
+                f"{self.folder / 'config.json'}: architectures is {named!r}, none of {', '.join(AUTO_CLASSES)}."
+            )
+        return named[0]
+
 
 def open_source(model: str | Path, revision: str | None = None) -> Source:
     """Raises `CheckpointError` for anything that cannot be read as a checkpoint of a causal language model."""

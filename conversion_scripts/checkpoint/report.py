@@ -35,14 +35,20 @@ def start_report(
         "options": options,
         "environment": environment(),
         "source": {
-            "name": opened.label,
-            "revision": opened.revision,
-            "model_type": opened.raw_config.get("model_type"),
-            "parameters": opened.parameters,
+            **describe_source(opened),
             "dtype": str(opened.dtype).removeprefix("torch."),
             "config": opened.raw_config,
             "files": files,
         },
+    }
+
+
+def describe_source(opened: Checkpoint) -> dict[str, Any]:
+    return {
+        "name": opened.label,
+        "revision": opened.revision,
+        "model_type": opened.raw_config.get("model_type"),
+        "parameters": opened.parameters,
     }
 
 
@@ -149,10 +155,7 @@ def describe_plan(
         "dry_run": True,
         "options": options,
         "source": {
-            "name": opened.label,
-            "revision": opened.revision,
-            "model_type": opened.raw_config.get("model_type"),
-            "parameters": opened.parameters,
+            **describe_source(opened),
             "bytes": sum(file.stat().st_size for file in opened.files),
             "shards": len(opened.files),
         },

@@ -1,7 +1,7 @@
 """Phi-3, Phi-3.5 and Phi-4, mini and medium: Llama with fused projections, partial rotary embedding and LongRoPE."""
 
 from .llama import CONFIG, WEIGHTS
-from .rules import Computed, stacked_halves, stacked_heads
+from .rules import Computed, attention_projections, stacked
 
 MODEL_TYPE = "phi3"
 
@@ -31,9 +31,16 @@ RULES = {
     },
     "weights": {
         **{name: rule for name, rule in WEIGHTS.items() if not any(module in name for module in _SPLIT)},
-        "model.layers.*.self_attn.qkv_proj.weight": stacked_heads("weight"),
-        "model.layers.*.mlp.gate_up_proj.weight": stacked_halves(
-            "model.layers.*.mlp.gate_proj.weight", "model.layers.*.mlp.up_proj.weight"
+        "model.layers.*.self_attn.qkv_proj.weight": stacked(
+            attention_projections("weight"),
+            lambda config: [
+                heads * config.head_dim
+                for heads in (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+            ],
+        ),
+        "model.layers.*.mlp.gate_up_proj.weight": stacked(
+            ("model.layers.*.mlp.gate_proj.weight", "model.layers.*.mlp.up_proj.weight"),
+            lambda config: [config.intermediate_size, config.intermediate_size],
         ),
     },
 }

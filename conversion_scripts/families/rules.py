@@ -58,18 +58,16 @@ def attention_projections(kind: str) -> tuple[str, ...]:
     return tuple(f"model.layers.*.self_attn.{projection}_proj.{kind}" for projection in ("q", "k", "v"))
 
 
-def stacked_heads(kind: str) -> WeightRule:
-    """Rows: all query heads, then all key heads, then all value heads (Phi-3's qkv_proj)."""
+def stacked(targets: tuple[str, ...], sizes: Callable[[NexusConfig], list[int]]) -> WeightRule:
+    """Rows: all of the first target, then all of the second, ...; `sizes`: how many of each."""
 
     def split(tensor: torch.Tensor, config: NexusConfig) -> tuple[torch.Tensor, ...]:
-        query_size = config.num_attention_heads * config.head_dim
-        key_value_size = config.num_key_value_heads * config.head_dim
-        return tensor.split([query_size, key_value_size, key_value_size])
+        return tensor.split(sizes(config))
 
     def join(tensors: Sequence[torch.Tensor], config: NexusConfig) -> torch.Tensor:
         return torch.cat(tuple(tensors))
 
-    return WeightRule(attention_projections(kind), split, join)
+    return WeightRule(targets, split, join)
 
 
 def interleaved_heads(kind: str) -> WeightRule:
@@ -84,18 +82,6 @@ def interleaved_heads(kind: str) -> WeightRule:
         return torch.stack(heads, 1).flatten(0, 2)
 
     return WeightRule(attention_projections(kind), split, join)
-
-
-def stacked_halves(*targets: str) -> WeightRule:
-    """Rows: all of the first target, then all of the second, which is as large (Phi-3's gate_up_proj)."""
-
-    def split(tensor: torch.Tensor, config: NexusConfig) -> tuple[torch.Tensor, ...]:
-        return tensor.split([config.intermediate_size, config.intermediate_size])
-
-    def join(tensors: Sequence[torch.Tensor], config: NexusConfig) -> torch.Tensor:
-        return torch.cat(tuple(tensors))
-
-    return WeightRule(targets, split, join)
 
 
 @dataclass(frozen=True)

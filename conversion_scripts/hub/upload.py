@@ -55,10 +55,6 @@ class Upload:
     left_out: list[str]
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(description["bytes"] for description in self.files.values())
-
 
 def prepare(model: Path, repo_id: str, stage: Path) -> Upload:
     """
@@ -72,9 +68,9 @@ def prepare(model: Path, repo_id: str, stage: Path) -> Upload:
     nexus = open_nexus(model)
     if (model / SINGLE_FILE).exists() and (model / INDEX_FILE).exists():
         raise HubError(f"{model}: has both {SINGLE_FILE} and {INDEX_FILE}, and either may be loaded; remove one.")
-    architecture = check_architecture(nexus)
+    check_auto_map(nexus)
     check_code(model)
-    check_tensors(nexus, architecture)
+    check_tensors(nexus, nexus.architecture)
     card = card_for_repository(model, repo_id)
 
     names = sorted(file.relative_to(model).as_posix() for file in model.rglob("*") if file.is_file())
@@ -94,7 +90,7 @@ def prepare(model: Path, repo_id: str, stage: Path) -> Upload:
     folders = {name.split("/")[0] for name in sent if "/" in name}
     stray = [name for name in names if name not in files]
     tops = [name if "/" not in name or name.split("/")[0] in folders else name.split("/")[0] + "/" for name in stray]
-    upload = Upload(stage, nexus, AUTO_CLASSES[architecture], files, list(dict.fromkeys(tops)))
+    upload = Upload(stage, nexus, AUTO_CLASSES[nexus.architecture], files, list(dict.fromkeys(tops)))
     upload.notes += check_report(model, files)
     if any(files[name]["sha256"] != sha256(ROOT / name) for name in CODE_FILES):
         upload.notes.append(
@@ -106,20 +102,16 @@ def prepare(model: Path, repo_id: str, stage: Path) -> Upload:
     return upload
 
 
-def check_architecture(nexus: Nexus) -> str:
-    """The class that the weights were saved from, which `auto_map` must lead to."""
-    file, raw = nexus.folder / "config.json", nexus.raw_config
-    architecture = (raw.get("architectures") or [None])[0]
-    if architecture not in AUTO_CLASSES:
-        raise HubError(f"{file}: architectures is {raw.get('architectures')!r}, none of {', '.join(AUTO_CLASSES)}.")
-    auto_map = raw.get("auto_map")
+def check_auto_map(nexus: Nexus) -> None:
+    """It leads to our classes, whichever Auto class is asked."""
+    auto_map = nexus.raw_config.get("auto_map")
     for auto_class, reference in AUTO_MAP.items():
         if not isinstance(auto_map, dict) or auto_map.get(auto_class) != reference:
             raise HubError(
-                f"{file}: auto_map does not say that {auto_class} is {reference}, so nobody could load the model with "
-                "it. Load the model and save it with save_pretrained, which writes the whole map."
+                f"{nexus.folder / 'config.json'}: auto_map does not say that {auto_class} is {reference}, so nobody "
+                "could load the model with it. Load the model and save it with save_pretrained, which writes the whole "
+                "map."
             )
-    return architecture
 
 
 def check_code(model: Path) -> None:

@@ -32,9 +32,7 @@ def files_that_differ(folder: Path, expected: dict[str, dict]) -> list[str]:
             differences.append(f"{name} is missing")
             continue
         with (folder / name).open("rb") as stream:
-            digest = hashlib.sha256()
-            while block := stream.read(1 << 22):
-                digest.update(block)
+            digest = hashlib.file_digest(stream, "sha256")
         if digest.hexdigest() != description["sha256"]:
             differences.append(f"{name} has another sha256")
     return differences

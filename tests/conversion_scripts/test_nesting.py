@@ -26,6 +26,7 @@ ARMS = {
         "refine": ["value", "key", "query"],
     },
     "self": {"inner_attention": "self", "order": [2, 1, 3]},
+    "without the inner scale": {"inner_scale": False},
 }
 
 
@@ -127,6 +128,7 @@ def test_the_output_projection_is_chosen_by_width_and_the_report_says_why(arm, s
     for options, line in (
         ((), "without W_O between the levels (4 heads of 16 are as wide as the model, 64)"),
         (("--inner-output-projection",), "with W_O between the levels (as asked)"),
+        (("--no-inner-scale",), "no inner scale"),
         (("--order", "1"), "nesting       none"),
     ):
         assert line in nexus("convert", source, tmp_path / "x", *arguments, *options, "--dry-run")[1]

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from matplotlib.image import imread
 from page_data import attentions_of, data_of, unrefined_of
 
@@ -17,7 +16,7 @@ from nexus_transformers.errors import InspectionError
 from nexus_transformers.inspection import inspect
 from nexus_transformers.inspection.collect import MAX_CELLS, LayerView, Maps, check_size, collect
 from nexus_transformers.inspection.collect import kept as thousandths
-from nexus_transformers.inspection.figures import overview
+from nexus_transformers.inspection.figures import maps_of_head
 from nexus_transformers.inspection.page import page
 
 PROMPT = "An exception is raised by the class."  # as in conftest.py
@@ -185,14 +184,12 @@ def test_the_overview_names_every_map(save_nexus):
         save_nexus(num_layers=1, inner_attention="self"), attn_implementation="eager"
     )
     views = collect(model.eval(), torch.arange(5)[None])
-    figure = overview(Figure, {"model": "tiny", "tokens": ["token"] * 5}, views)
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    layer, _, head = titles[0].partition(": ")[0].rpartition(" ")
+    titles = [title for title, _ in maps_of_head(views[0], 0, head=3)]
     assert titles[:4] == [
-        f"{layer} {head}: {name}"
+        f"layer 0, head 3: {name}"
         for name in ("nothing refined", "level 1 of 2, query", "level 1 of 2, key", "level 2 of 2")
     ]
-    assert titles[4] == f"level 2 minus unrefined ({views[0].change[int(head)]:.2f} changed)"
+    assert titles[4] == f"level 2 minus unrefined ({views[0].change[3]:.2f} changed)"
 
 
 def test_dollar_signs_are_no_mathematics(nexus_folder, tmp_path):

@@ -23,6 +23,7 @@ REPORT = {
         "inner_attention": "shared",
         "refined": ["query", "key"],
         "inner_output_projection": False,
+        "inner_scale": True,
         "inner_gate": True,
         "gate_init": 0.0,
         "gates": 6,
@@ -151,6 +152,40 @@ def test_the_card_says_how_many_parameters_were_added_and_what_they_are(write):
     text = write(separate | {"verification": REPORT["verification"] | {"added_parameters": 2006}}).text
     assert "| parameters added (6 gates, the rest in inner layers drawn at random) | 2,006 |" in text
     assert "| parameters, source / Nexus | 1,000 / 3,006 |" in text
+
+
+@pytest.mark.parametrize("arm", ["shared", "separate", "self"])
+@pytest.mark.parametrize(
+    ("refined", "words"),
+    [
+        (["query"], "queries"),
+        (["key"], "keys"),
+        (["value"], "values"),
+        (["query", "key"], "queries and keys"),
+        (["query", "key", "value"], "queries, keys and values"),
+    ],
+)
+def test_the_card_names_what_is_refined_and_nothing_else(arm, refined, words, write):
+    """Up to the section on use, in which no other branch may be named."""
+    text = " ".join(write(report("model", inner_attention=arm, refined=refined)).text.split("## Use")[0].split())
+    assert f"A Nexus layer refines its {words} with an inner attention" in text
+    others = {"query": "queries", "key": "keys", "value": "values"}
+    assert not [name for branch, name in others.items() if branch not in refined and name in text]
+
+
+def test_a_card_of_order_1_says_that_nothing_is_refined(write):
+    flat = report("model", attention_order=1, refined=[], inner_gate=False, gates=0)
+    text = write(flat).text
+    assert "All its layers are of order 1: standard attention" in text
+    assert "refines" not in text and "fully nested" not in text and "It scales" not in text
+
+
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("gate", [True, False])
+def test_the_card_names_what_the_paper_does_not_have(scale, gate, write):
+    text = " ".join(write(report("model", inner_scale=scale, inner_gate=gate)).text.split("## Differences")[1].split())
+    assert ("It scales each inner output" in text) == scale
+    assert ("Gates blend" in text) == gate
 
 
 def test_random_tokens_are_not_called_text(write, tmp_path):

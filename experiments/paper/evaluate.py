@@ -12,9 +12,7 @@ reasoning tasks are generated with the chat template, sampled, and averaged over
 import argparse
 import importlib.util
 import json
-import os
 import sys
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -27,6 +25,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import nexus_transformers  # noqa: F401  (registers the model: no remote code is needed)
+
+from common.report import heading, save
 
 from . import record
 from .presets import ARMS, PRETRAINING, RETROFIT
@@ -135,22 +135,22 @@ def main(arguments: list[str] | None = None) -> None:
     for name, task in scores.items():
         task["score"] = 100 * fmean(sample[task["metric"]] for sample in task["samples"])
         print(f"{TASKS[name].title:>14} {task['score']:5.1f}  ({task['questions']} x {len(task['samples'])} answers)")
-    report = facts | {
-        "model": Path(options.model).name,
-        "group": options.group,
-        "limit": options.limit,
-        "local_data": options.data is not None,
-        "dtype": options.dtype,
-        "sampling": SAMPLING | {"max_gen_toks": options.max_new_tokens} if options.group == "reasoning" else None,
-        "tasks": scores,
-        "versions": {package: version(package) for package in ("torch", "transformers", "lm_eval")},
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+    report = (
+        heading(device)
+        | facts
+        | {
+            "model": Path(options.model).name,
+            "group": options.group,
+            "limit": options.limit,
+            "local_data": options.data is not None,
+            "dtype": options.dtype,
+            "sampling": SAMPLING | {"max_gen_toks": options.max_new_tokens} if options.group == "reasoning" else None,
+            "tasks": scores,
+            "lm_eval": version("lm_eval"),
+        }
+    )
     file = options.results / f"{report['preset']}_{report['arm']}_{report['model']}_{options.group}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(report, indent=1) + "\n")
-    unfinished.replace(file)
+    save(report, file)
     print(f"evaluate: {file}")
 
 

@@ -25,7 +25,6 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import nexus_transformers  # noqa: F401  (registers the model: no remote code is needed)
-
 from common.report import heading, save
 
 from . import record
@@ -120,10 +119,10 @@ def main(arguments: list[str] | None = None) -> None:
     for name in names:
         if missing := [module for module in TASKS[name].needs if importlib.util.find_spec(module) is None]:
             sys.exit(f"evaluate: {name} needs {' and '.join(missing)}: pip install 'lm-eval[math]', or leave it out.")
-    facts = identity(options)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    facts = heading(device) | identity(options)
     # "auto" is found out anew in every round of answers
     batch = options.batch_size or ("auto" if options.group == "pretraining" else 16)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     lm = HFLM(options.model, dtype=options.dtype, device=device, batch_size=batch)
     if options.group == "reasoning" and options.max_new_tokens >= lm.max_length:
         sys.exit(f"evaluate: --max-new-tokens {options.max_new_tokens} leaves no room in {lm.max_length} positions.")
@@ -135,20 +134,16 @@ def main(arguments: list[str] | None = None) -> None:
     for name, task in scores.items():
         task["score"] = 100 * fmean(sample[task["metric"]] for sample in task["samples"])
         print(f"{TASKS[name].title:>14} {task['score']:5.1f}  ({task['questions']} x {len(task['samples'])} answers)")
-    report = (
-        heading(device)
-        | facts
-        | {
-            "model": Path(options.model).name,
-            "group": options.group,
-            "limit": options.limit,
-            "local_data": options.data is not None,
-            "dtype": options.dtype,
-            "sampling": SAMPLING | {"max_gen_toks": options.max_new_tokens} if options.group == "reasoning" else None,
-            "tasks": scores,
-            "lm_eval": version("lm_eval"),
-        }
-    )
+    report = facts | {
+        "model": Path(options.model).name,
+        "group": options.group,
+        "limit": options.limit,
+        "local_data": options.data is not None,
+        "dtype": options.dtype,
+        "sampling": SAMPLING | {"max_gen_toks": options.max_new_tokens} if options.group == "reasoning" else None,
+        "tasks": scores,
+        "lm_eval": version("lm_eval"),
+    }
     file = options.results / f"{report['preset']}_{report['arm']}_{report['model']}_{options.group}.json"
     save(report, file)
     print(f"evaluate: {file}")

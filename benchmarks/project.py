@@ -6,12 +6,16 @@ Counted operations and bytes (common/costs.py), what was measured of Nexus besid
 """
 
 import argparse
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from common import costs
+from common.report import table
 from nexus_transformers import NexusConfig
+
+from .speed_cases import QWEN, VARIANTS, Shape
 
 FOLDER = Path(__file__).parent
 BF16, FLOAT32 = 2, 4
@@ -21,39 +25,22 @@ GPU = {"name": "H100 SXM, 80 GB", "bytes": 80e9, "operations": 989e12, "bandwidt
 USABLE = 0.9  # of the memory
 TRAINING, PREFILL, DECODING = 0.40, 0.50, 0.60  # of the peak operations, operations, bandwidth
 TOGETHER = {1: 1.0, 2: 0.95, 4: 0.95, 8: 0.90, 16: 0.85, 32: 0.85, 64: 0.80}  # efficiency of so many GPUs
-STATE = (
-    18  # bytes per parameter: float32 weights, gradients and two moments of Adam, bf16 weights; sharded over all GPUs
-)
+STATE = 18  # bytes per parameter: float32 weights, gradients and Adam's two moments, bf16 weights; over all GPUs
 LOGITS = 1024  # positions whose logits are in memory at once: the loss is taken in chunks
 
-SHAPES = {
-    "1.5B": (1536, 8960, 28, 12, 2, 151936, True),  # Qwen2.5-1.5B
-    "7B": (3584, 18944, 28, 28, 4, 152064, False),  # Qwen2.5-7B
-    "70B": (8192, 28672, 80, 64, 8, 128256, False),  # Llama 3 70B
+SHAPES = {  # Qwen2.5-1.5B, Qwen2.5-7B, Llama 3 70B
+    "1.5B": QWEN,
+    "7B": Shape(3584, 18944, 28, 28, 4, 152064, tie_word_embeddings=False),
+    "70B": Shape(8192, 28672, 80, 64, 8, 128256, tie_word_embeddings=False),
 }
-NESTINGS = {
-    "standard": {"attention_order": 1},
-    "order 2": {"attention_order": 2},
-    "order 2, queries only": {"attention_order": 2, "refine_key": False},
-    "first layer only": None,
-}
+NESTINGS = {"standard": VARIANTS["order 1"]}
+NESTINGS |= {name: VARIANTS[name] for name in ("order 2", "order 2, queries only", "first layer only")}
 LENGTHS = (8192, 32768, 131072)
 GPUS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def config(model: str, nesting: str) -> NexusConfig:
-    hidden, intermediate, layers, heads, key_value_heads, vocabulary, tied = SHAPES[model]
-    return NexusConfig(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_value_heads,
-        head_dim=128,
-        vocab_size=vocabulary,
-        tie_word_embeddings=tied,
-        **(NESTINGS[nesting] or {"attention_order": [2] + [1] * (layers - 1)}),
-    )
+    return SHAPES[model].nexus(NESTINGS[nesting])
 
 
 @dataclass(frozen=True)
@@ -127,7 +114,7 @@ def serving(model: NexusConfig, nesting: str, length: int, gpus: int, overhead: 
     return [str(sequences), f"{first:.2g} s", f"{alone:.0f}", f"{together:.0f} ({batch})"]
 
 
-HEAD = """\
+PAGE = """\
 # What large nested models would need
 
 Written by `python -m benchmarks.project`. **Not measured:** nothing on this page was run. It is operations and bytes,
@@ -135,8 +122,8 @@ counted by [common/costs.py](../common/costs.py), divided by what a GPU is assum
 
 ## Assumptions (not measured)
 
-- GPU: {gpu}, {operations} in bf16, {bandwidth} (the vendor's figures); {usable} of its memory is usable.
-- Of that peak, training gets {training} and prefill {prefill}; decoding gets {decoding} of the bandwidth.
+- GPU: {gpu} (the vendor's figures); {usable:.0%} of its memory is usable.
+- Of that peak, training gets {training:.0%} and prefill {prefill:.0%}; decoding gets {decoding:.0%} of the bandwidth.
 - GPUs working together have a part of their sum: {together}.
 - Training: {state} bytes per parameter (float32 weights, gradients and Adam's two moments, bf16 weights), sharded over
   all GPUs; activation checkpointing; the loss in chunks of {logits} positions. One sequence per GPU, or, where it does
@@ -155,58 +142,42 @@ Models that are nested in every layer are slowed by these factors below. Cache s
 
 Memory per GPU, `/n` if one sequence is split over n GPUs, and hours per billion tokens; `-`: does not fit.
 
+{trained}
+
+## Serving
+
+Cache per sequence; then on 1 and on 8 GPUs: sequences of this length that fit at once, seconds to the first
+token, tokens/s of one sequence alone, tokens/s of a full batch (of at most 256, in brackets).
+
+{served}
 """
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def page(overhead: Overhead) -> str:
     """The whole of PROJECTION.md."""
-    models = {(model, nesting): config(model, nesting) for model in SHAPES for nesting in NESTINGS}
-    shapes = ", ".join(f"{name} {costs.parameters(config(name, 'standard')) / 1e9:.2f}B" for name in SHAPES)
-    together = ", ".join(f"{TOGETHER[gpus]:.0%} of {gpus}" for gpus in (2, 8, 64))
-    text = HEAD.format(
-        gpu=GPU["name"],
-        operations=f"{GPU['operations'] / 1e12:.0f} TFLOP/s",
-        bandwidth=f"{GPU['bandwidth'] / 1e12:.2f} TB/s",
-        usable=f"{USABLE:.0%}",
-        training=f"{TRAINING:.0%}",
-        prefill=f"{PREFILL:.0%}",
-        decoding=f"{DECODING:.0%}",
-        together=together,
+    trained, served = [], []
+    for model, length, nesting in itertools.product(SHAPES, LENGTHS, NESTINGS):
+        each, names = config(model, nesting), [model, nesting, f"{length // 1024}k"]
+        trained.append(names + [training(each, nesting, length, gpus, overhead) for gpus in GPUS])
+        cache = f"{costs.cache_bytes(each, 1, length, BF16) / 1e9:.2f} GB"
+        cells = [cell for gpus in (1, 8) for cell in serving(each, nesting, length, gpus, overhead)]
+        served.append([*names, cache, *cells])
+    columns = [f"{name}, {gpus} GPU" for gpus in (1, 8) for name in ("fit", "first token", "alone", "batch")]
+    head = "| model | nesting | tokens |"
+    return PAGE.format(
+        gpu=f"{GPU['name']}, {GPU['operations'] / 1e12:.0f} TFLOP/s in bf16, {GPU['bandwidth'] / 1e12:.2f} TB/s",
+        usable=USABLE,
+        training=TRAINING,
+        prefill=PREFILL,
+        decoding=DECODING,
+        together=", ".join(f"{TOGETHER[gpus]:.0%} of {gpus}" for gpus in (2, 8, 64)),
         state=STATE,
         logits=LOGITS,
-        shapes=shapes,
+        shapes=", ".join(f"{name} {costs.parameters(config(name, 'standard')) / 1e9:.2f}B" for name in SHAPES),
         overhead=overhead,
+        trained=table(f"{head} {' | '.join(f'{gpus} GPU' for gpus in GPUS)} |", trained, " --- "),
+        served=table(f"{head} cache | {' | '.join(columns)} |", served, " --- "),
     )
-    lines = text.splitlines()
-    rows = []
-    for (model, nesting), each in models.items():
-        for length in LENGTHS:
-            cells = [training(each, nesting, length, gpus, overhead) for gpus in GPUS]
-            rows.append([model, nesting, f"{length // 1024}k", *cells])
-    rows.sort(key=lambda row: (list(SHAPES).index(row[0]), int(row[2][:-1])))
-    lines += table(["model", "nesting", "tokens", *(f"{gpus} GPU" for gpus in GPUS)], rows)
-    lines += [
-        "",
-        "## Serving",
-        "",
-        "Cache per sequence; then on 1 and on 8 GPUs: sequences of this length that fit at once, seconds to the first",
-        "token, tokens/s of one sequence alone, tokens/s of a full batch (of at most 256, in brackets).",
-        "",
-    ]
-    rows = []
-    for (model, nesting), each in models.items():
-        for length in LENGTHS:
-            cache = f"{costs.cache_bytes(each, 1, length, BF16) / 1e9:.2f} GB"
-            cells = [cell for gpus in (1, 8) for cell in serving(each, nesting, length, gpus, overhead)]
-            rows.append([model, nesting, f"{length // 1024}k", cache, *cells])
-    rows.sort(key=lambda row: (list(SHAPES).index(row[0]), int(row[2][:-1])))
-    columns = [f"{name}, {gpus} GPU" for gpus in (1, 8) for name in ("fit", "first token", "alone", "batch")]
-    lines += table(["model", "nesting", "tokens", "cache", *columns], rows)
-    return "\n".join(lines) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> None:

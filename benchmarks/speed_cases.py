@@ -45,6 +45,13 @@ class Shape:
     def stack(self, layers: int) -> "Shape":
         return replace(self, num_layers=layers, vocab_size=4096, tie_word_embeddings=True)
 
+    def nexus(self, nesting: dict, **fields) -> NexusConfig:
+        """With the orders of the first layers given, the others are 1."""
+        order = nesting["attention_order"]
+        if isinstance(order, list):
+            nesting = nesting | {"attention_order": order + [1] * (self.num_layers - len(order))}
+        return NexusConfig(**asdict(self) | fields | nesting)
+
 
 SMOLLM2 = Shape(576, 1536, 30, 9, 3, 49152)
 # Pythia's width, depth, heads and parameters in the form of a Llama: 3 * 2048 for the 2 * 3072 of a plain MLP.
@@ -147,16 +154,16 @@ def build(
     memory once; gates are closed. Only "separate" has more: its inner attentions start random.
     """
     torch.manual_seed(0)
-    fields = asdict(shape) | {"rms_norm_eps": 1e-5, "bos_token_id": None, "eos_token_id": None}
-    layers = fields.pop("num_layers")
-    llama = LlamaForCausalLM(LlamaConfig(**fields, num_hidden_layers=layers)).to(device, dtype)
+    fields = {"rms_norm_eps": 1e-5, "bos_token_id": None, "eos_token_id": None}
+    llama = LlamaForCausalLM(LlamaConfig(**asdict(shape) | fields, num_hidden_layers=shape.num_layers))
+    llama.to(device, dtype)
     models, weights = {LLAMA: llama}, llama.state_dict(keep_vars=True)
-    for name, changes in nestings.items():
+    for name, nesting in nestings.items():
         with no_init_weights():
-            if changes is None:
+            if nesting is None:
                 model = LlamaForCausalLM(llama.config)
             else:
-                model = NexusForCausalLM(NexusConfig(**fields | filled_up(changes, layers), num_layers=layers))
+                model = NexusForCausalLM(shape.nexus(nesting, **fields))
         model.to(device, dtype)
         missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
         assert not unexpected and all(".inner_" in key for key in missing), (name, missing, unexpected)
@@ -164,9 +171,3 @@ def build(
             torch.nn.init.normal_(model.get_parameter(key), std=0.0 if "_gate_" in key else 0.02)
         models[name] = model
     return models
-
-
-def filled_up(changes: dict, layers: int) -> dict:
-    """With the orders of the first layers given, the others are 1."""
-    order = changes["attention_order"]
-    return changes | {"attention_order": order + [1] * (layers - len(order)) if isinstance(order, list) else order}

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import torch
 import transformers
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
-from common.machine import heading
+from common.report import heading, save
 
 from .speed import RESULTS
 from .speed_cases import LLAMA, SMOLLM2, TOY, Case, build
 from .speed_measure import interleave, runner
-from .speed_report import row, save
+from .speed_report import finish, measured_and_bound, row
 
 LAYERS = 4
 TITLES = {
@@ -66,41 +66,30 @@ def measure(point: Point, task: str, seconds: float, device: str, toy: bool) -> 
 
 
 def plot(report: dict, path: Path) -> None:
-    figure, axes = plt.subplots(1, len(TITLES), figsize=(14, 3.6), sharey=False, layout="constrained")
-    for axis, (variable, title) in zip(axes, TITLES.items(), strict=True):
+    figure = Figure(figsize=(14, 3.6), layout="constrained")
+    for place, (variable, title) in enumerate(TITLES.items(), start=1):
+        axis = figure.add_subplot(1, len(TITLES), place, xlabel=title)
         for task, colour in COLOURS.items():
             rows = [row for row in report["rows"] if (row["variable"], row["task"]) == (variable, task)]
             x = [row["value"] for row in rows]
-            ratios = [row["ratio"] for row in rows]
-            spread = [[row["ratio"] - row["ratio_quartiles"][0] for row in rows]]
-            spread += [[row["ratio_quartiles"][1] - row["ratio"] for row in rows]]
-            axis.errorbar(x, ratios, spread, fmt="o", markersize=4, color=colour, label=f"{task}, measured")
-            axis.plot(x, [row["bound"] for row in rows], "--", color=colour, linewidth=1, label=f"{task}, predicted")
+            measured_and_bound(axis, x, rows, colour, task)
         if variable in ("length", "batch"):
             axis.set_xscale("log", base=2)
         axis.set_xticks(x, x)
         axis.minorticks_off()
-        axis.set_xlabel(title)
-        axis.grid(linewidth=0.3)
-    axes[0].set_ylabel("time / Llama's")
-    axes[0].legend(fontsize=8)
-    device = report["device"]
-    heading = f"Cost of nesting, order 2 unless said, {LAYERS} layers of SmolLM2's width, float32, eager"
-    figure.suptitle(f"{heading}; {device['name']}, threads: {device['threads']}, {report['date'][:10]}", fontsize=10)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    figure.axes[0].legend(fontsize=8)
+    title = f"Cost of nesting, order 2 unless said, {LAYERS} layers of SmolLM2's width, float32, eager"
+    finish(figure, title, report, path)
 
 
 def main(arguments: list[str] | None = None) -> dict:
     """Measures all points, writes the JSON file and the plot, and returns the report."""
     parser = argparse.ArgumentParser("python -m benchmarks.speed_growth", description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--seconds", type=float, default=12.0, help="time per figure")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--toy", action="store_true", help="tiny models: tests the benchmark, measures nothing")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     console = Console(highlight=False)
     wanted = [(point, task) for point in points(options.toy) for task in COLOURS]

@@ -14,6 +14,7 @@ from .speed_cases import Case
 
 DECODED = 16  # tokens per run: enough that the timer and the crop in between do not show
 TRAINING = ("train", "train checkpointed")
+MOST_ROUNDS = 31
 
 
 @dataclass
@@ -97,9 +98,7 @@ def interleave(
     device: str,
     budget: float,
     min_rounds: int = 3,
-    max_rounds: int = 31,
     min_seconds: float | None = None,
-    after_round: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Timing]:
     """
     Rounds of Llama, a rival, Llama, the next rival, ..., Llama, in another order each round, until about `budget`
@@ -126,8 +125,7 @@ def interleave(
         rounds += 1
         names = names[1:] + names[:1]
         spent = time.perf_counter() - start
-        after_round(min(1.0, rounds / min_rounds, max(rounds / max_rounds, spent / max(budget, spent / rounds))))
-        if rounds >= max_rounds or (rounds >= min_rounds and spent + spent / rounds > budget):
+        if rounds >= MOST_ROUNDS or (rounds >= min_rounds and spent + spent / rounds > budget):
             gc.unfreeze()
             return timings
 

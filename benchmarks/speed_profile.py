@@ -21,12 +21,11 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from common import costs
-from common.machine import heading
+from common.report import heading, save
 
 from .speed import RESULTS
 from .speed_cases import LLAMA, SHAPES, TOY, VARIANTS, Case, build
 from .speed_measure import TRAINING, Runner, runner
-from .speed_report import save
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 TASKS = ("prefill", "decode", *TRAINING)

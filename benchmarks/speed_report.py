@@ -1,21 +1,21 @@
 """What came out: rows of figures, the targets they are judged by, a table, a JSON file and a plot."""
 
-import json
 import math
 from pathlib import Path
 
-import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from rich import box
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 
 from common import costs
+from common.report import table
 
 from .speed_cases import CONTROL, LLAMA, SHAPES, Case
 from .speed_measure import DECODED, TRAINING, Timing, quartiles
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 JUDGED = next(iter(SHAPES))
 # What must hold for the whole SmolLM2 shape, batch 1, float32, eager: name, variant, tasks, length, figure, limit.
@@ -110,7 +110,7 @@ def row(case: Case, variant: str, models: dict, timing: Timing, peaks: dict[str,
 
 
 def pool(reports: list[dict]) -> dict:
-    """The report of several processes that measured the same: medians and quartiles over the rounds of all."""
+    """The report of processes that measured the same: medians and quartiles over the rounds of all."""
     rows = []
     for same in zip(*(report["rows"] for report in reports), strict=True):
         row = dict(same[0])
@@ -120,7 +120,8 @@ def pool(reports: list[dict]) -> dict:
         for figure in ("seconds", "llama_seconds", "tokens_per_second"):
             row[figure] = quartiles(each[figure] for each in same)[1]
         rows.append(row)
-    return reports[0] | {"processes": len(reports), "rows": rows, "targets": judge(rows)}
+    report = reports[0] | {"processes": len(reports), "rows": rows}
+    return report | {"targets": judge(rows)} if "targets" in report else report
 
 
 def judge(rows: list[dict]) -> list[dict]:
@@ -149,11 +150,6 @@ def judge(rows: list[dict]) -> list[dict]:
     return verdicts
 
 
-def save(report: dict, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
-
-
 def show(report: dict, console: Console) -> None:
     """Prints a table per case, then the targets, if they were measured."""
     cases: dict[str, list[dict]] = {}
@@ -163,59 +159,42 @@ def show(report: dict, console: Console) -> None:
         cases.setdefault(f"{label}, {row['device']}, {row['dtype']}, {compiled}", []).append(row)
     for label, rows in cases.items():
         console.print(case_table(label, rows))
-    if "targets" not in report:
-        return
-    title = "Targets (whole SmolLM2 shape, batch 1, float32, eager)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=0)
-    for column in ("target", "tokens", "at most", "measured", ""):
-        table.add_column(column, justify="left" if column in ("target", "") else "right", no_wrap=True)
-    units = {"ratio_to_bound": " x bound"}
-    for target in report["targets"]:
-        measured = f"{target['measured']:.3f}" if "measured" in target else ""
-        limit = f"{target['limit']:.2f}{units.get(target['figure'], ' x Llama')}"
-        table.add_row(target["target"], str(target.get("length", "")), limit, measured, target["verdict"])
-    console.print(table)
+    if "targets" in report:
+        console.print("Targets (whole SmolLM2 shape, batch 1, float32, eager)", Markdown(markdown(report)))
 
 
 def markdown(report: dict) -> str:
     """The targets as docs/speed.md shows them, or all cases where no target was measured."""
-    return targets_markdown(report) if "targets" in report else cases_markdown(report)
+    return (targets_markdown if "targets" in report else cases_markdown)(report) + "\n"
 
 
 def cases_markdown(report: dict) -> str:
     """A line per case; of each variant: ratio / bound = how much more than its bound it takes."""
-    cases: dict[tuple[str, ...], dict[str, dict]] = {}
+    cases: dict[tuple[str, ...], dict[str, str]] = {}
     for row in report["rows"]:
-        size = f"{row['batch']} x {row['length']}"
         how = f"{row['dtype']}, {'compiled' if row['compiled'] else 'eager'}"
-        cases.setdefault((row["shape"], row["task"], size, how), {})[row["variant"]] = row
-    variants = [name for name in COLOURS if any(name in rows for rows in cases.values())]
-    lines = [f"| shape | task | batch x tokens | | {' | '.join(variants)} |", "|---" * (4 + len(variants)) + "|"]
-    for case, rows in cases.items():
-        cells = [
-            f"{rows[name]['ratio']:.2f} / {rows[name]['bound']:.2f} = {rows[name]['ratio_to_bound']:.2f}"
-            if name in rows
-            else ""
-            for name in variants
-        ]
-        lines.append(f"| {' | '.join((*case, *cells))} |")
-    return "\n".join(lines) + "\n"
+        case = (row["shape"], row["task"], f"{row['batch']} x {row['length']}", how)
+        cell = f"{row['ratio']:.2f} / {row['bound']:.2f} = {row['ratio_to_bound']:.2f}"
+        cases.setdefault(case, {})[row["variant"]] = cell
+    variants = [name for name in COLOURS if any(name in cells for cells in cases.values())]
+    rows = [[*case, *(cells.get(name, "") for name in variants)] for case, cells in cases.items()]
+    return table(f"| shape | task | batch x tokens | | {' | '.join(variants)} |", rows)
 
 
 def targets_markdown(report: dict) -> str:
-    lines = ["| beside Llama of the same shape | tokens | aim | measured (quartiles) | |", "|---|---|---|---|---|"]
+    rows = []
     for target in report["targets"]:
         bounded, timed = target["figure"] == "ratio_to_bound", target["figure"] in ("ratio", "ratio_to_bound")
         aim, measured = f"≤ {target['limit']:.2f}", ""
         if "measured" in target:
-            aim += f" x {target['bound']:.3f}" if bounded else ""
-            measured = f"{target['measured']:.3f}" + (f" x {target['bound']:.3f}" if bounded else "")
+            times = f" x {target['bound']:.3f}" if bounded else ""
+            aim += times
+            measured = f"{target['measured']:.3f}{times}"
             if timed:
                 low, high = (limit / (target["bound"] if bounded else 1) for limit in target["ratio_quartiles"])
                 measured += f" ({low:.3f} to {high:.3f})"
-        cells = (target["target"], str(target.get("length", "")), aim, measured, target["verdict"])
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([target["target"], target.get("length", ""), aim, measured, target["verdict"]])
+    return table("| beside Llama of the same shape | tokens | aim | measured (quartiles) | |", rows)
 
 
 def case_table(label: str, rows: list[dict]) -> Table:
@@ -253,40 +232,41 @@ def plot(report: dict, path: Path) -> None:
     panels = list(dict.fromkeys((row["shape"], row["task"]) for row in rows))
     columns = min(4, len(panels))  # the wide set has four tasks for each shape
     lines = math.ceil(len(panels) / columns)
-    size = (1 + 3.6 * columns, 1 + 2.9 * lines)
-    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    for axis, (shape, task) in zip(axes.flat, panels, strict=False):
+    figure = Figure(figsize=(1 + 3.6 * columns, 1 + 2.9 * lines), layout="constrained")
+    for place, (shape, task) in enumerate(panels, start=1):
+        axis = figure.add_subplot(lines, columns, place, title=f"{shape}\n{task}", xlabel="tokens")
         panel(axis, [row for row in rows if (row["shape"], row["task"]) == (shape, task)])
-        axis.set_title(f"{shape}\n{task}", fontsize=9)
-    axes[0][0].set_ylabel("time / Llama's")
-    handles = [
-        plt.Line2D([], [], marker="o", linestyle="", color=colour, label=name) for name, colour in COLOURS.items()
-    ]
-    handles += [plt.Line2D([], [], linestyle="--", marker="_", color="black", label="bound")]
+    handles = [Line2D([], [], marker="o", linestyle="", color=colour, label=name) for name, colour in COLOURS.items()]
+    handles += [Line2D([], [], linestyle="--", marker="_", color="black", label="bound")]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
-    device = report["device"]
-    case = "float32, batch 1, not compiled"
-    where = f"{device['name']}, threads: {device['threads']}, {report['date'][:10]}"
-    figure.suptitle(f"Nexus beside Llama, {case}; {where}", fontsize=10)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    finish(figure, "Nexus beside Llama, float32, batch 1, not compiled", report, path)
 
 
-def panel(axis, rows: list[dict]) -> None:
+def panel(axis: Axes, rows: list[dict]) -> None:
     lengths = sorted({row["length"] for row in rows})
     variants = [name for name in COLOURS if any(row["variant"] == name for row in rows)]
     for place, variant in enumerate(variants):
         points = sorted((row for row in rows if row["variant"] == variant), key=lambda row: row["length"])
         # side by side: many ratios are nearly equal
         x = [lengths.index(row["length"]) + 0.09 * (place - (len(variants) - 1) / 2) for row in points]
-        y = [row["ratio"] for row in points]
-        spread = [[row["ratio"] - row["ratio_quartiles"][0] for row in points]]
-        spread += [[row["ratio_quartiles"][1] - row["ratio"] for row in points]]
-        colour = COLOURS[variant]
-        axis.errorbar(x, y, spread, fmt="o", markersize=3.5, linewidth=1, color=colour)
-        axis.plot(x, [row["bound"] for row in points], "--", marker="_", markersize=9, linewidth=0.8, color=colour)
+        measured_and_bound(axis, x, points, COLOURS[variant])
     axis.set_xticks(range(len(lengths)), lengths)
-    axis.set_xlabel("tokens")
+
+
+def measured_and_bound(axis: Axes, x: list[float], rows: list[dict], colour: str, label: str = "") -> None:
+    """Dots with their quartiles; dashed what the bound predicts."""
+    ratios = [row["ratio"] for row in rows]
+    low, high = ([abs(row["ratio"] - row["ratio_quartiles"][i]) for row in rows] for i in (0, 1))
+    axis.errorbar(
+        x, ratios, [low, high], fmt="o", markersize=3.5, linewidth=1, color=colour, label=f"{label}, measured"
+    )
+    bounds = [row["bound"] for row in rows]
+    axis.plot(x, bounds, "--", marker="_", markersize=9, linewidth=0.8, color=colour, label=f"{label}, predicted")
     axis.grid(axis="y", linewidth=0.3)
+
+
+def finish(figure: Figure, title: str, report: dict, path: Path) -> None:
+    device = report["device"]
+    figure.axes[0].set_ylabel("time / Llama's")
+    figure.suptitle(f"{title}; {device['name']}, threads: {device['threads']}, {report['date'][:10]}", fontsize=10)
+    figure.savefig(path, dpi=130)

@@ -69,21 +69,11 @@ def optimizer(model, learning_rate: float | None, gate_learning_rate: float) -> 
     return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
 
 
-def show_gates(gates: dict[str, float]) -> None:
-    """One bar per gate, in the order of the layers."""
-    largest = max(map(abs, gates.values()), default=0.0) or 1.0
-    for name, value in gates.items():
-        layer, branch = name.split(".")[2], name.split(".")[-1]
-        print(f"  layer {layer:>2} {branch:<13} {value:+.4f} {'█' * round(30 * abs(value) / largest)}")
-
-
 def plot_gates(gates: dict[str, float], file: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots()
     for offset, (branch, colour) in enumerate((("query", "#3b6fb6"), ("key", "#e0812c"))):
         values = {int(name.split(".")[2]): value for name, value in gates.items() if f".{branch}_gate_1" in name}
         axes.bar([x + 0.4 * offset - 0.2 for x in values], values.values(), width=0.4, color=colour, label=branch)
@@ -159,7 +149,7 @@ def main() -> None:
     tokenizer.save_pretrained(args.out)
 
     gates = {name: gate.item() for name, gate in model.gates().items()}
-    show_gates(gates)
+    print(f"{len(gates)} gates, the widest at {max(map(abs, gates.values()), default=0.0):.4f}")
     print(f"held-out loss {before:.4f} -> {after:.4f} nats/token")
     result = {"trained": args.train, "steps": args.steps, "loss_before": before, "loss_after": after, "gates": gates}
     (args.out / "finetune.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -4,68 +4,74 @@ import math
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from .models import label
 
-STANDARD, NESTED, RIVAL = "#555555", "#d55e00", "#0072b2"
+matplotlib.rc("axes", titlesize=9, labelsize=9)
+matplotlib.rc("legend", fontsize=8, frameon=False)
+matplotlib.rc("grid", linewidth=0.3)
+matplotlib.rc("savefig", dpi=120)
+matplotlib.rc("figure.constrained_layout", use=True)
+
+STANDARD, NESTED, NESTED_TWICE, RIVAL = "#555555", "#d55e00", "#009e73", "#0072b2"
+COLOURS = {"standard": STANDARD, "order 2": NESTED, "order 3": NESTED_TWICE, "looped": RIVAL}
+TAB20 = matplotlib.colormaps["tab20"].colors
+
+
+def seeds(axis: Axes, x: list[float], accuracies: list[dict], style: str, **options) -> None:
+    """Accuracies in percent: the mean, and a bar from the worst to the best seed."""
+    mean, low, high = ([100 * each[name] for each in accuracies] for name in ("mean", "min", "max"))
+    down, up = ([abs(y - end) for y, end in zip(mean, ends, strict=True)] for ends in (low, high))
+    axis.errorbar(x, mean, [down, up], fmt=style, markersize=4, elinewidth=0.7, **options)
 
 
 def recall(report: dict, path: Path) -> None:
-    rows = list(report["summary"]["recall"])
-    colours = dict(zip(rows, plt.get_cmap("tab20").colors, strict=False)) | {"1 layer, order 2": "black"}
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
+    summary = report["summary"]
+    colours = dict(zip(summary["recall"], TAB20, strict=False)) | {"1 layer, order 2": "black"}
+    figure = Figure(figsize=(14, 4.6))
+    axes = figure.subplots(1, 3)
     titles = {"recall": ("Associative recall", "key/value pairs"), "induction": ("Induction", "tokens to copy")}
     for axis, (task, (title, unit)) in zip(axes, titles.items(), strict=False):
-        for place, (row, figures) in enumerate(report["summary"][task].items()):
-            x = [int(size) for size in figures["accuracy"]]
-            y = [100 * each["mean"] for each in figures["accuracy"].values()]
-            low = [100 * (each["mean"] - each["min"]) for each in figures["accuracy"].values()]
-            high = [100 * (each["max"] - each["mean"]) for each in figures["accuracy"].values()]
-            style = "--" if "standard" in row or "looped" in row else "-"
-            # side by side, or the bars, from the worst to the best seed, lie on each other
-            beside = [size * 1.015**place for size in x]
-            axis.plot(beside, y, style, marker="o", markersize=4, color=colours[row], label=row)
-            axis.errorbar(beside, y, [low, high], fmt="none", color=colours[row], linewidth=0.7, alpha=0.7)
+        for place, (row, figures) in enumerate(summary[task].items()):
+            sizes = [int(size) for size in figures["accuracy"]]
+            # side by side, or the bars lie on each other
+            x = [size * 1.015**place for size in sizes]
+            style = "--o" if "standard" in row or "looped" in row else "-o"
+            seeds(axis, x, figures["accuracy"].values(), style, color=colours[row], label=row)
         axis.set_xscale("log", base=2)
-        axis.set_xticks(x, x)
+        axis.set_xticks(sizes, sizes)
         axis.set(title=title, xlabel=unit, ylabel="answers right, %", ylim=(-3, 103))
-    x_recall = list(report["summary"]["recall"]["1 layer, standard"]["accuracy"])
-    for row, figures in report["summary"]["recall"].items():
-        hardest = list(figures["accuracy"].values())[-1]
+    for row, figures in summary["recall"].items():
+        *_, (size, hardest) = figures["accuracy"].items()
         axes[2].plot(figures["relative_compute"], 100 * hardest["mean"], "o", markersize=8, color=colours[row])
-    axes[2].set(title=f"Recall of {x_recall[-1]} pairs against compute", ylim=(-3, 103), xlim=(0, None))
+    axes[2].set(title=f"Recall of {size} pairs against compute", ylim=(-3, 103), xlim=(0, None))
     axes[2].set_xlabel("training FLOPs / those of one standard layer")
     for axis in axes:
-        axis.grid(linewidth=0.3)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+        axis.grid()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.savefig(path)
 
 
 def recall_attention(example: dict, path: Path) -> None:
     """Each level and head of one layer of order 2 on one text."""
-    levels, heads = len(example["levels"]), len(example["levels"][0])
-    figure, axes = plt.subplots(levels, heads, figsize=(3.1 * heads, 3.2 * levels), layout="constrained")
-    tokens = example["tokens"]
-    for level, row in enumerate(axes):
-        for head, axis in enumerate(row):
-            axis.imshow(example["levels"][level][head], vmin=0, vmax=100, cmap="Blues")
+    tokens, levels = example["tokens"], example["levels"]
+    figure = Figure(figsize=(3.1 * len(levels[0]), 3.2 * len(levels)))
+    for level, axes in enumerate(figure.subplots(len(levels), len(levels[0]))):
+        name = "outer" if level == len(levels) - 1 else "inner"
+        for head, axis in enumerate(axes):
+            axis.imshow(levels[level][head], vmin=0, vmax=100, cmap="Blues")
             axis.set_xticks(range(len(tokens)), tokens, fontsize=7)
             axis.set_yticks(range(len(tokens)), tokens, fontsize=7)
             axis.axhline(len(tokens) / 2 - 0.5, color="#999999", linewidth=0.6)
-            name = "outer" if level == levels - 1 else "inner"
-            axis.set_title(f"{name} attention, head {head}", fontsize=9)
+            axis.set_title(f"{name} attention, head {head}")
     verdict = "rightly" if example["right"] else "wrongly"
     figure.suptitle(
         f"One layer of order 2 answers {verdict}: questions below the line, what they attend to from left to right",
         fontsize=10,
     )
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    figure.savefig(path)
 
 
 def hops(report: dict, path: Path, nodes: int) -> None:
@@ -73,95 +79,81 @@ def hops(report: dict, path: Path, nodes: int) -> None:
     layers = sorted({cell["layers"] for cell in cells})
     variants = list(dict.fromkeys(cell["variant"] for cell in cells))
     most = len(cells[0]["accuracy"])
-    figure, axes = plt.subplots(1, most + 1, figsize=(3.1 * (most + 1) + 1.5, 3.9), layout="constrained")
-    for axis, k in zip(axes, range(1, most + 1), strict=False):
+    figure = Figure(figsize=(3.1 * (most + 1) + 1.5, 3.9))
+    *maps, last = figure.subplots(1, most + 1)
+    for k, axis in enumerate(maps, start=1):
         table = [[math.nan] * len(variants) for _ in layers]
         for cell in cells:
             y, x = layers.index(cell["layers"]), variants.index(cell["variant"])
             table[y][x] = right = 100 * cell["accuracy"][str(k)]["mean"]
-            shade = "black" if right > 60 else "white"
-            axis.text(x, y, f"{right:.0f}", ha="center", va="center", color=shade, fontsize=10)
+            axis.text(x, y, f"{right:.0f}", ha="center", va="center", color="black" if right > 60 else "white")
         axis.imshow(table, vmin=0, vmax=100, cmap="viridis", aspect="auto")
         axis.set_xticks(range(len(variants)), variants, rotation=30, ha="right", fontsize=8)
         axis.set_yticks(range(len(layers)), layers)
-        axis.set_title(f"{k} hop{'s' if k > 1 else ''}", fontsize=10)
-    axes[0].set_ylabel("layers")
-    for variant, colour in zip(variants, ("#555555", "#d55e00", "#009e73", "#0072b2", "#e69f00"), strict=False):
+        axis.set_title(f"{k} hop{'s' if k > 1 else ''}")
+    maps[0].set_ylabel("layers")
+    for variant in variants:
         same = [cell for cell in cells if cell["variant"] == variant]
-        x = [cell["relative_compute"] for cell in same]
         y = [100 * sum(each["mean"] for each in cell["accuracy"].values()) / most for cell in same]
-        axes[-1].plot(x, y, "o-", color=colour, label=variant, markersize=4)
-    axes[-1].set(xlabel="training FLOPs / one standard layer's", ylim=(0, 103))
-    axes[-1].set_title("all questions, against compute", fontsize=10)
-    axes[-1].legend(fontsize=8, frameon=False)
-    axes[-1].grid(linewidth=0.3)
+        compute = [cell["relative_compute"] for cell in same]
+        last.plot(compute, y, "o-", color=COLOURS[variant], label=variant, markersize=4)
+    last.set(title="all questions, against compute", xlabel="training FLOPs / one standard layer's", ylim=(0, 103))
+    last.legend()
+    last.grid()
     figure.suptitle(f"Pointer chasing among {nodes} nodes: answers right, % (mean of three seeds)", fontsize=10)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figure.savefig(path)
 
 
 def rank(report: dict, path: Path) -> None:
-    lengths = sorted({row["length"] for row in report["summary"]["marker"]})
-    figure, axes = plt.subplots(1, 2 + len(lengths), figsize=(5 * (2 + len(lengths)) * 0.8, 3.8), layout="constrained")
+    summary = report["summary"]
+    lengths = sorted({row["length"] for row in summary["marker"]})
+    figure = Figure(figsize=(4 * (2 + len(lengths)), 3.8))
+    axes = figure.subplots(1, 2 + len(lengths))
     titles = {
         "context_rank": "Rank over contexts of the logits\nbetween tokens that stay the same (at most 135)",
         "logit_rank": "Rank of the logits of one text\n(head_dim 16)",
     }
-    colours = {"standard": "#555555", "order 2": "#d55e00", "order 3": "#009e73", "looped": "#0072b2"}
     for axis, (name, title) in zip(axes, titles.items(), strict=False):
-        for place, state in enumerate(("initial", "trained")):
-            for offset, variant in enumerate(report["summary"]["ranks"]):
-                spread = report["summary"]["ranks"][variant][state][name]
-                x = place + 0.27 * (offset - 1)
-                label = variant if place == 0 else None
-                axis.bar(x, spread["mean"], 0.24, color=colours[variant], label=label)
-                axis.text(x, spread["mean"], f"{spread['mean']:.0f}", ha="center", va="bottom", fontsize=8)
+        for offset, (variant, states) in enumerate(summary["ranks"].items()):
+            ranks = [states[state][name]["mean"] for state in ("initial", "trained")]
+            places = [place + 0.27 * (offset - 1) for place in (0, 1)]
+            bars = axis.bar(places, ranks, 0.24, color=COLOURS[variant], label=variant)
+            axis.bar_label(bars, fmt="%.0f", fontsize=8)
         axis.set_xticks((0, 1), ("at initialisation", "trained on recall"))
-        axis.set_title(title, fontsize=9)
-    axes[0].legend(fontsize=8, frameon=False)
+        axis.set_title(title)
+    axes[0].legend()
     for axis, length in zip(axes[2:], lengths, strict=True):
-        rows = [row for row in report["summary"]["marker"] if row["length"] == length]
+        rows = [row for row in summary["marker"] if row["length"] == length]
         for place, variant in enumerate(dict.fromkeys(row["variant"] for row in rows)):
             points = [row for row in rows if row["variant"] == variant]
-            means = [100 * row["accuracy"]["mean"] for row in points]
-            low = [100 * (row["accuracy"]["mean"] - row["accuracy"]["min"]) for row in points]
-            high = [100 * (row["accuracy"]["max"] - row["accuracy"]["mean"]) for row in points]
             widths = [row["width"] * 1.04**place for row in points]  # side by side, or one hides the other
-            axis.errorbar(widths, means, [low, high], fmt="o-", color=colours[variant], label=variant, markersize=4)
-        axis.set_xscale("log", base=2)
+            seeds(axis, widths, [row["accuracy"] for row in points], "o-", color=COLOURS[variant], label=variant)
         ticks = sorted({row["width"] for row in rows})
+        axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, ticks)
-        axis.set_ylim(-3, 106)
-        axis.set_xlabel("width of the one layer")
-        axis.set_title(f"The token after the marker,\n{length} tokens: answers right, %", fontsize=9)
-        axis.grid(linewidth=0.3)
-        axis.legend(fontsize=8, frameon=False, loc="upper right", bbox_to_anchor=(1, 0.93))
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+        title = f"The token after the marker,\n{length} tokens: answers right, %"
+        axis.set(title=title, xlabel="width of the one layer", ylim=(-3, 106))
+        axis.grid()
+        axis.legend(loc="upper right", bbox_to_anchor=(1, 0.93))
+    figure.savefig(path)
 
 
-def colour(name: str) -> str:
-    return RIVAL if name.startswith("looped") else STANDARD if name.startswith("standard") else NESTED
-
-
-def dots(axis, summary: dict, title: str) -> None:
+def dots(axis: Axes, summary: dict, title: str) -> None:
     """One line per model, best at the top: the mean, and a bar from the best to the worst seed."""
     ranked = sorted(summary.items(), key=lambda item: -item[1]["bits_per_byte"]["mean"])
-    for place, (name, figures) in enumerate(ranked):
-        spread = figures["bits_per_byte"]
-        axis.plot([spread["min"], spread["max"]], [place, place], color=colour(name), linewidth=2)
-        axis.plot(spread["mean"], place, "o", color=colour(name), markersize=6)
     names = []
-    for name, figures in ranked:
-        compute = figures.get("relative_compute")
-        names.append(name if compute is None or abs(compute - 1) < 0.02 else f"{name}  ({compute:.2f} x FLOPs)")
+    for place, (name, figures) in enumerate(ranked):
+        colour = COLOURS.get(name.split(",")[0], NESTED)
+        spread, compute = figures["bits_per_byte"], figures.get("relative_compute", 1)
+        axis.plot([spread["min"], spread["max"]], [place, place], color=colour, linewidth=2)
+        axis.plot(spread["mean"], place, "o", color=colour, markersize=6)
+        names.append(name if abs(compute - 1) < 0.02 else f"{name}  ({compute:.2f} x FLOPs)")
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set_title(title, fontsize=9)
-    axis.grid(axis="x", linewidth=0.3)
-    axis.set_xlabel("held-out bits per byte", fontsize=8)
+    axis.set(title=title, xlabel="held-out bits per byte")
+    axis.grid(axis="x")
 
 
-def nestings(axis, summary: dict, standard: float) -> None:
+def nestings(axis: Axes, summary: dict, standard: float) -> None:
     """A map: which layers are nested x the order that they have, coloured by how far it is from the standard model."""
     orders = sorted({name.replace("1", "").strip()[0] for name in summary})
     rows = list(dict.fromkeys(name.replace(orders[-1], orders[0]) for name in summary))
@@ -170,50 +162,46 @@ def nestings(axis, summary: dict, standard: float) -> None:
     axis.imshow(values, cmap="RdBu_r", vmin=standard - reach, vmax=standard + reach, aspect="auto")
     for y, row in enumerate(values):
         for x, value in enumerate(row):
-            dark = abs(value - standard) > 0.6 * reach
-            axis.text(x, y, f"{value:.3f}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
+            colour = "white" if abs(value - standard) > 0.6 * reach else "black"
+            axis.text(x, y, f"{value:.3f}", ha="center", va="center", fontsize=8, color=colour)
     axis.set_xticks(range(len(orders)), [f"order {order}" for order in orders], fontsize=8)
     axis.set_yticks(range(len(rows)), [row.replace(orders[0], "n") for row in rows], fontsize=8)
-    axis.set_xlabel(f"n: nested; blue: fewer bits per byte than standard, {standard:.3f}", fontsize=8)
+    axis.set_xlabel(f"n: nested; blue: fewer bits per byte than standard, {standard:.3f}")
 
 
 def language(report: dict, path: Path) -> None:
     summary = report["summary"]
-    figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
-    dots(axes[0][0], summary["ablation"], "Equal parameters and steps, three seeds")
+    figure = Figure(figsize=(16, 9))
+    axes = figure.subplots(2, 3).flat
     standard = summary["ablation"]["standard"]["bits_per_byte"]["mean"]
-    for axis, stage in zip(axes[0][1:], ("map, equal steps", "map, equal compute"), strict=True):
-        nestings(axis, summary[stage], standard)
-        axis.set_title(f"Which layers are nested{stage.removeprefix('map')}, one seed", fontsize=9)
-    dots(axes[1][0], summary["finalists"], "Equal compute, three seeds")
-    dots(axes[1][1], summary["longer"], "Longer, equal compute, three seeds")
-    dots(axes[1][2], summary["larger"], "Larger, equal compute, three seeds")
+    dots(axes[0], summary["ablation"], "Equal parameters and steps, three seeds")
+    for axis, at in zip(axes[1:3], ("equal steps", "equal compute"), strict=True):
+        nestings(axis, summary[f"map, {at}"], standard)
+        axis.set_title(f"Which layers are nested, {at}, one seed")
+    dots(axes[3], summary["finalists"], "Equal compute, three seeds")
+    dots(axes[4], summary["longer"], "Longer, equal compute, three seeds")
+    dots(axes[5], summary["larger"], "Larger, equal compute, three seeds")
     device = report["device"]["name"]
     figure.suptitle(f"Shakespeare, held-out works; {device}, {report['date'][:10]}", fontsize=10)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    figure, axes = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
+    figure.savefig(path)
+    figure = Figure(figsize=(13, 4.5))
+    axes = figure.subplots(1, 2)
     curves(axes[0], report["runs"], summary["finalists"], "Training loss at equal compute")
     curves(axes[1], report["runs"], summary["longer"], "Longer")
-    figure.savefig(path.with_name(f"{path.stem}_curves.png"), dpi=110)
-    plt.close(figure)
+    figure.savefig(path.with_name(f"{path.stem}_curves.png"))
 
 
-def curves(axis, runs: list[dict], stage: dict, title: str) -> None:
+def curves(axis: Axes, runs: list[dict], stage: dict, title: str) -> None:
     """Training loss against training FLOPs, mean of the seeds."""
-    colours = plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]
-    for (name, figures), shade in zip(stage.items(), colours, strict=False):
-        same = [run for run in runs if is_of(run, name, figures)]
-        points = [[value for _, value in run["result"]["curve"]] for run in same]
-        count = min(map(len, points))
-        mean = [sum(each[i] for each in points) / len(points) for i in range(count)]
-        share = [(i + 1) / count * figures["training_flops"] for i in range(count)]
+    for (name, figures), shade in zip(stage.items(), TAB20[::2] + TAB20[1::2], strict=False):
+        losses = [[loss for _, loss in run["result"]["curve"]] for run in runs if is_of(run, name, figures)]
+        mean = [sum(each) / len(each) for each in zip(*losses, strict=False)]
+        share = [(i + 1) / len(mean) * figures["training_flops"] for i in range(len(mean))]
         style = "--" if name.startswith("standard") else "-"
         axis.plot(share[2:], mean[2:], style, color=shade, label=name, linewidth=1.3)
-    axis.set(xlabel="training FLOPs", ylabel="training loss, nats per token")
-    axis.set_title(title, fontsize=9)
-    axis.grid(linewidth=0.3)
-    axis.legend(fontsize=8, frameon=False)
+    axis.set(title=title, xlabel="training FLOPs", ylabel="training loss, nats per token")
+    axis.grid()
+    axis.legend()
 
 
 def is_of(run: dict, name: str, figures: dict) -> bool:

@@ -27,7 +27,7 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from common.machine import heading
+from common.report import heading, write
 
 ROOT = Path(__file__).parent
 RESULTS, QUICK = ROOT / "results", ROOT.parent / ".cache" / "evidence-quick"
@@ -133,10 +133,7 @@ class Experiment:
             "summary": self.summary,
             "runs": self.records,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_suffix(".tmp")
-        unfinished.write_text(dumps(report))
-        unfinished.replace(self.path)
+        write(self.path, dumps(report))
 
     def finish(self, summary: dict) -> dict:
         """Keeps the wanted runs and their summary, and returns the report; its date stays that of the last run."""

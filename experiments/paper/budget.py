@@ -6,6 +6,7 @@ Nothing here was measured.
 """
 
 from common import costs
+from common.report import table
 from nexus_transformers import NexusConfig
 
 from .presets import ARMS, PRETRAINING, RETROFIT
@@ -16,34 +17,29 @@ RETROFITTED = ("standard", "nexus-qk", "ours")  # arms: the baseline, the paper'
 SFT_LENGTH = 8192  # tokens of a sequence in the estimate; the recipe cuts at 32,768
 
 
-def gpu_hours(config: NexusConfig, tokens: float, length: int, checkpointed: bool) -> float:
-    operations = costs.flops(config, 1, length, training=True, checkpointed=checkpointed)["total"] / length
-    return tokens * operations / (PEAK * UTILISATION) / 3600
+def gpu_hours(fields: dict, tokens: float, length: int, checkpointed: bool = False) -> str:
+    """Of a NexusConfig with these fields."""
+    flops = costs.flops(NexusConfig(**fields), 1, length, training=True, checkpointed=checkpointed)["total"]
+    return f"{tokens * flops / length / (PEAK * UTILISATION) / 3600:,.0f}"
 
 
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
-
-
-def lines() -> list[str]:
-    """Both tables, in Markdown."""
-    scratch = [arm for arm in ARMS if arm != "ours"]
-    rows = []
-    for name, preset in PRETRAINING.items():
-        if name != "toy":
-            tokens = preset.steps * preset.sequences * preset.length
-            configs = [NexusConfig(**preset.config(arm)) for arm in scratch]
-            hours = [gpu_hours(config, tokens, preset.length, checkpointed=False) for config in configs]
-            rows.append([name, *(f"{each:,.0f}" for each in hours)])
-    text = [*table(["H100 hours for 15B tokens", *scratch], rows), ""]
-    rows = []
-    for name, preset in RETROFIT.items():
-        if name != "toy":
-            configs = [NexusConfig(**preset.shape, **ARMS[arm]) for arm in RETROFITTED]
-            hours = [gpu_hours(config, 1e9, SFT_LENGTH, checkpointed=True) for config in configs]
-            rows.append([name, *(f"{each:,.0f}" for each in hours)])
-    return text + table(["H100 hours per billion tokens of SFT", *RETROFITTED], rows)
+def tables() -> str:
+    """Both, in Markdown."""
+    arms = [arm for arm in ARMS if arm != "ours"]
+    pretraining = [
+        [name, *(gpu_hours(each.config(arm), each.steps * each.sequences * each.length, each.length) for arm in arms)]
+        for name, each in PRETRAINING.items()
+        if name != "toy"
+    ]
+    sft = [
+        [name, *(gpu_hours(each.shape | ARMS[arm], 1e9, SFT_LENGTH, checkpointed=True) for arm in RETROFITTED)]
+        for name, each in RETROFIT.items()
+        if name != "toy"
+    ]
+    first = table(f"| H100 hours for 15B tokens | {' | '.join(arms)} |", pretraining, " --- ")
+    second = table(f"| H100 hours per billion tokens of SFT | {' | '.join(RETROFITTED)} |", sft, " --- ")
+    return f"{first}\n\n{second}"
 
 
 if __name__ == "__main__":
-    print("\n".join(lines()))
+    print(tables())

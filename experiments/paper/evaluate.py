@@ -12,9 +12,7 @@ reasoning tasks are generated with the chat template, sampled, and averaged over
 import argparse
 import importlib.util
 import json
-import os
 import sys
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -27,6 +25,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import nexus_transformers  # noqa: F401  (registers the model: no remote code is needed)
+from common.report import heading, save
 
 from . import record
 from .presets import ARMS, PRETRAINING, RETROFIT
@@ -120,10 +119,10 @@ def main(arguments: list[str] | None = None) -> None:
     for name in names:
         if missing := [module for module in TASKS[name].needs if importlib.util.find_spec(module) is None]:
             sys.exit(f"evaluate: {name} needs {' and '.join(missing)}: pip install 'lm-eval[math]', or leave it out.")
-    facts = identity(options)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    facts = heading(device) | identity(options)
     # "auto" is found out anew in every round of answers
     batch = options.batch_size or ("auto" if options.group == "pretraining" else 16)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     lm = HFLM(options.model, dtype=options.dtype, device=device, batch_size=batch)
     if options.group == "reasoning" and options.max_new_tokens >= lm.max_length:
         sys.exit(f"evaluate: --max-new-tokens {options.max_new_tokens} leaves no room in {lm.max_length} positions.")
@@ -143,14 +142,10 @@ def main(arguments: list[str] | None = None) -> None:
         "dtype": options.dtype,
         "sampling": SAMPLING | {"max_gen_toks": options.max_new_tokens} if options.group == "reasoning" else None,
         "tasks": scores,
-        "versions": {package: version(package) for package in ("torch", "transformers", "lm_eval")},
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "lm_eval": version("lm_eval"),
     }
     file = options.results / f"{report['preset']}_{report['arm']}_{report['model']}_{options.group}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(report, indent=1) + "\n")
-    unfinished.replace(file)
+    save(report, file)
     print(f"evaluate: {file}")
 
 

@@ -11,7 +11,7 @@ budget here is our choice, and the README says so.
 
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # What the paper's attention has unless an arm says otherwise: no product, scale or gate between levels.
 PAPER = {
@@ -98,6 +98,7 @@ class Pretraining:
         """Standard deviation of what writes to the residual stream, W_O and the MLP's last: GPT-NeoX's "wang_init"."""
         return 2 / (self.num_layers * math.sqrt(self.hidden_size))
 
+    @property
     def training(self) -> dict:
         """Defaults of TrainingArguments: the optimiser and the schedule of the Pythia suite."""
         return {
@@ -121,30 +122,29 @@ class Retrofit:
     """
     A pretrained model whose attention is replaced, and which is then fine-tuned.
 
-    The recipe is that of OpenR1-Qwen-7B (huggingface.co/open-r1/OpenR1-Qwen-7B): a published SFT of a Qwen2.5 model of
-    this size on long solutions in mathematics. The paper does not name what it fine-tuned on.
-
     Args:
         source: The Hub id that `nexus convert` reads.
         shape: Of the source, for estimates only: the converter reads the source's own config.
+        training: Defaults of SFTConfig.
     """
 
     source: str
     shape: dict
-    data: str = "open-r1/OpenR1-Math-220k"
-    eos_token: str = "<|im_end|>"  # ends a turn in Qwen's chat template; the base models end with another
-    training: dict = field(
-        default_factory=lambda: {
-            "learning_rate": 5e-5,
-            "lr_scheduler_type": "linear",
-            "warmup_steps": 0.1,  # of the steps
-            "num_train_epochs": 3,
-            "max_length": 32768,
-            "per_device_train_batch_size": 1,
-            "weight_decay": 0.0,
-        }
-    )
+    training: dict
     sequences: int = 16  # per step: a choice of ours
+
+
+# The recipe of OpenR1-Qwen-7B (huggingface.co/open-r1/OpenR1-Qwen-7B): a published SFT of a Qwen2.5 model of this size
+# on long solutions in mathematics. The paper does not name what it fine-tuned on.
+OPENR1 = {
+    "learning_rate": 5e-5,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.1,  # of the steps
+    "num_train_epochs": 3,
+    "max_length": 32768,
+    "per_device_train_batch_size": 1,
+    "weight_decay": 0.0,
+}
 
 
 def _qwen(hidden: int, intermediate: int, heads: int, vocabulary: int, key_value_heads: int, tied: bool) -> dict:
@@ -169,9 +169,9 @@ PRETRAINING = {
 }
 TOY_TRAINING = {"learning_rate": 1e-3, "max_steps": 6, "max_length": 128, "per_device_train_batch_size": 2}
 RETROFIT = {
-    "qwen2.5-1.5b": Retrofit("Qwen/Qwen2.5-1.5B", _qwen(1536, 8960, 12, 151936, 2, tied=True)),
-    "qwen2.5-7b": Retrofit("Qwen/Qwen2.5-7B", _qwen(3584, 18944, 28, 152064, 4, tied=False)),
-    "toy": Retrofit("", {}, training=TOY_TRAINING, sequences=4),  # of any model, for a try-out
+    "qwen2.5-1.5b": Retrofit("Qwen/Qwen2.5-1.5B", _qwen(1536, 8960, 12, 151936, 2, tied=True), OPENR1),
+    "qwen2.5-7b": Retrofit("Qwen/Qwen2.5-7B", _qwen(3584, 18944, 28, 152064, 4, tied=False), OPENR1),
+    "toy": Retrofit("", {}, TOY_TRAINING, sequences=4),  # of any model, for a try-out
 }
 
 

@@ -10,7 +10,6 @@ an interruption, the same command goes on from the last checkpoint in OUT/traine
 run.json.
 """
 
-import argparse
 import json
 import sys
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 from datasets import load_from_disk
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from nexus_transformers import NexusConfig, NexusForCausalLM
 
@@ -41,29 +40,9 @@ class RunArguments:
 
 def parse(arguments: list[str]) -> tuple[RunArguments, TrainingArguments, Pretraining]:
     """The run, Trainer's arguments with the preset's recipe as their defaults, and the preset."""
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--preset", choices=list(PRETRAINING))
-    first.add_argument("--out", default="run")
-    known, _ = first.parse_known_args(arguments)
-    preset = PRETRAINING[known.preset or "toy"]
-    parser = HfArgumentParser((RunArguments, TrainingArguments), prog="pretrain", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.set_defaults(
-        **preset.training(),
-        output_dir=str(Path(known.out) / "trainer"),
-        use_cpu=not torch.accelerator.is_available(),  # unsaid, each process would train alone on the CPU
-        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        dataloader_num_workers=2 if torch.cuda.is_available() else 0,
-        ddp_find_unused_parameters=False,  # every parameter takes part in every step
-        logging_steps=10,
-        save_steps=500,
-        save_total_limit=2,
-        logging_first_step=True,
-        report_to="none",
-    )
-    run, training = parser.parse_args_into_dataclasses(arguments)
-    return run, training, preset
+    workers = 2 if torch.cuda.is_available() else 0
+    defaults = {"dataloader_num_workers": workers, "logging_steps": 10, "save_steps": 500}
+    return record.parse(arguments, (RunArguments, TrainingArguments), PRETRAINING, "pretrain", __doc__, **defaults)
 
 
 def make_model(preset: Pretraining, arm: str, order: str | None, tokenizer) -> NexusForCausalLM:
@@ -117,20 +96,14 @@ def main(arguments: list[str] | None = None) -> None:
         eval_dataset=rows["validation"],
         processing_class=tokenizer,
     )
-    record.parallelism(trainer)
-    checkpoint = record.last_checkpoint(training)
-    start = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
-    output = trainer.train(resume_from_checkpoint=checkpoint)
-    loss = trainer.evaluate()["eval_loss"]
-    facts = {
+    facts = record.train(trainer) | {
         "preset": run.preset,
         "arm": run.arm,
         "data": json.loads((data / "pack.json").read_text()),
         "tokens": trainer.state.global_step * sequences * length,
-        "epochs": round(trainer.state.epoch, 4),
-        "validation_loss": loss,
+        "validation_loss": trainer.evaluate()["eval_loss"],
     }
-    record.save_run(trainer, output, Path(run.out), start, sequences, facts)
+    record.save_run(trainer, Path(run.out), sequences, facts)
 
 
 if __name__ == "__main__":

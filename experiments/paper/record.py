@@ -1,24 +1,60 @@
-"""What a finished training run leaves beside its weights: run.json, which the evaluation and the table read."""
+"""What pretrain.py and sft.py share: arguments, and run.json beside the weights, which evaluation and table read."""
 
-import json
+import argparse
 import os
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-import transformers
 from torch.distributed.tensor import DTensor
-from transformers import Trainer
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
+from common.report import heading, save
 from nexus_transformers import NexusForCausalLM
 
 FILE = "run.json"
 WRAPPER = "_checkpoint_wrapped_module."  # which FSDP puts into names where it recomputes activations
 
 
-def set_accumulation(training: transformers.TrainingArguments, sequences: int, program: str) -> None:
+def parse(
+    arguments: list[str],
+    kinds: tuple[type, type[TrainingArguments]],
+    presets: dict,
+    program: str,
+    about: str,
+    **defaults,
+) -> tuple:
+    """
+    The run, Trainer's arguments and the preset.
+
+    Args:
+        kinds: Dataclasses of the run's own arguments, and of Trainer's.
+        defaults: Of Trainer's arguments, over those that both programs have, and under the preset's recipe.
+    """
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--preset", choices=list(presets), default=next(iter(presets)))
+    first.add_argument("--out", default="run")
+    known, _ = first.parse_known_args(arguments)
+    preset = presets[known.preset]
+    parser = HfArgumentParser(kinds, prog=program, description=about)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.set_defaults(
+        output_dir=str(Path(known.out) / "trainer"),
+        use_cpu=not torch.accelerator.is_available(),  # unsaid, each process would train alone on the CPU
+        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,  # every parameter takes part in every step
+        save_total_limit=2,
+        logging_first_step=True,
+        report_to="none",
+        **defaults,
+        **preset.training,
+    )
+    return *parser.parse_args_into_dataclasses(arguments), preset
+
+
+def set_accumulation(training: TrainingArguments, sequences: int, program: str) -> None:
     """As many passes per step as make `sequences` of what all processes take in one pass."""
     at_once = training.per_device_train_batch_size * training.world_size
     if sequences % at_once:
@@ -27,11 +63,6 @@ def set_accumulation(training: transformers.TrainingArguments, sequences: int, p
             f"{training.per_device_train_batch_size} each; change --sequences or --per_device_train_batch_size."
         )
     training.gradient_accumulation_steps = sequences // at_once
-
-
-def last_checkpoint(training: transformers.TrainingArguments) -> str | None:
-    """Where an interrupted run left off."""
-    return get_last_checkpoint(training.output_dir) if os.path.isdir(training.output_dir) else None
 
 
 def parallelism(trainer: Trainer) -> str:
@@ -50,53 +81,53 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def save_weights(trainer: Trainer, state: dict[str, torch.Tensor], out: Path) -> None:
-    """
-    The model folder. Not by `trainer.save_model`: under FSDP that writes a tied weight twice.
-    """
-    with torch.device("meta"):
-        model = NexusForCausalLM(trainer.model.config)
-    model.generation_config = trainer.model.generation_config
-    state = {name: tensor for name, tensor in state.items() if name not in model.all_tied_weights_keys}
-    model.save_pretrained(out, state_dict=state)
-    trainer.processing_class.save_pretrained(out)
+def train(trainer: Trainer) -> dict:
+    """Trains, from where an interrupted run left off, and returns what run.json says of that."""
+    shared_out, folder = parallelism(trainer), trainer.args.output_dir
+    checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
+    start = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+    seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
+    return {
+        "parallelism": shared_out,
+        "epochs": round(trainer.state.epoch, 4),
+        "resumed_at_step": start,
+        "seconds": round(seconds, 1),  # since then
+        "steps_per_second": round((trainer.state.global_step - start) / seconds, 4),
+    }
 
 
-def save_run(trainer: Trainer, output: TrainOutput, out: Path, start: int, sequences: int, facts: dict) -> None:
+def save_run(trainer: Trainer, out: Path, sequences: int, facts: dict) -> None:
     """Saves weights, tokenizer and run.json. Every process must call it; the first one writes."""
     gates = {name.replace(WRAPPER, ""): whole(gate) for name, gate in trainer.model.gates().items()}
-    shared_out = parallelism(trainer)
-    state = trainer.accelerator.get_state_dict(trainer.model)  # whole, on the first process
-    tensors = list(trainer.model.parameters())  # in parts again, all of them, since `state` was made
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # whole, on the first process
+    tensors = list(trainer.model.parameters())  # in parts again, all of them, since `weights` were made
     trainer.save_state()
     if not trainer.is_world_process_zero():
         return
-    save_weights(trainer, state, out)
-    config = trainer.model.config
-    steps, seconds = trainer.state.global_step, output.metrics["train_runtime"]
-    device = trainer.args.device
-    losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
-    record = facts | {
-        "order": config.attention_order,
+    # Not by `trainer.save_model`: under FSDP that writes a tied weight twice.
+    with torch.device("meta"):
+        model = NexusForCausalLM(trainer.model.config)
+    model.generation_config = trainer.model.generation_config
+    weights = {name: tensor for name, tensor in weights.items() if name not in model.all_tied_weights_keys}
+    model.save_pretrained(out, state_dict=weights)
+    trainer.processing_class.save_pretrained(out)
+    arguments, state = trainer.args, trainer.state
+    losses = [[entry["step"], entry["loss"]] for entry in state.log_history if "loss" in entry]
+    record = {
+        "order": trainer.model.config.attention_order,
         "parameters": sum(tensor.numel() for tensor in tensors),
-        "steps": steps,
-        "planned_steps": trainer.state.max_steps,
+        "steps": state.global_step,
+        "planned_steps": state.max_steps,
         "sequences_per_step": sequences,
         "losses": losses,
-        "resumed_at_step": start,
-        "seconds": round(seconds, 1),  # since then
-        "steps_per_second": round((steps - start) / seconds, 4),
-        "processes": trainer.args.world_size,
-        "parallelism": shared_out,
+        "processes": arguments.world_size,
         "gates": {name: gate.item() for name, gate in gates.items()},
         "sharded_tensors": sum(isinstance(tensor, DTensor) for tensor in tensors),
-        "precision": "float32 weights, bf16 autocast" if trainer.args.bf16 else "float32",
-        "seed": trainer.args.seed,
-        "learning_rate": trainer.args.learning_rate,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "precision": "float32 weights, bf16 autocast" if arguments.bf16 else "float32",
+        "seed": arguments.seed,
+        "learning_rate": arguments.learning_rate,
     }
-    (out / FILE).write_text(json.dumps(record, indent=1) + "\n")
+    save(facts | record | heading(arguments.device.type), out / FILE)
     first, last = losses[0][1], losses[-1][1]
-    print(f"{steps} steps on {trainer.args.world_size} processes ({shared_out}): loss {first:.3f} -> {last:.3f}; {out}")
+    how = f"{arguments.world_size} processes ({facts['parallelism']})"
+    print(f"{state.global_step} steps on {how}: loss {first:.3f} -> {last:.3f}; {out}")

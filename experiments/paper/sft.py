@@ -11,7 +11,6 @@ or "prompt" and "completion". All options of TRL's SFTConfig work and override t
 from its last checkpoint when run again.
 """
 
-import argparse
 import json
 import sys
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, load_dataset
-from transformers import AutoTokenizer, HfArgumentParser, set_seed
+from transformers import AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from nexus_transformers import NexusConfig, NexusForCausalLM
@@ -36,7 +35,7 @@ class RunArguments:
     out: str = field(metadata={"help": "folder of the trained model"})
     preset: str = field(metadata={"help": "the recipe", "choices": list(RETROFIT)})
     arm: str = field(default=MAIN["reasoning"], metadata={"help": "that the model is of", "choices": list(ARMS)})
-    data: str | None = field(default=None, metadata={"help": "by default the preset's dataset of the Hub"})
+    data: str = field(default="open-r1/OpenR1-Math-220k", metadata={"help": "a file, or a dataset of the Hub"})
     data_split: str = field(default="train", metadata={"help": "of a dataset of the Hub"})
     sequences: int | None = field(default=None, metadata={"help": "per step, over all processes"})
     gate_learning_rate: float = field(default=3e-3, metadata={"help": "of the gates"})
@@ -64,29 +63,9 @@ class RetrofitTrainer(SFTTrainer):
 
 def parse(arguments: list[str]) -> tuple[RunArguments, SFTConfig, Retrofit]:
     """The run, TRL's arguments with the preset's recipe as their defaults, and the preset."""
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--preset", choices=list(RETROFIT))
-    first.add_argument("--out", default="run")
-    known, _ = first.parse_known_args(arguments)
-    preset = RETROFIT[known.preset or next(iter(RETROFIT))]
-    parser = HfArgumentParser((RunArguments, SFTConfig), prog="sft", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.set_defaults(
-        **preset.training,
-        eos_token=preset.eos_token,
-        output_dir=str(Path(known.out) / "trainer"),
-        use_cpu=not torch.accelerator.is_available(),  # unsaid, each process would train alone on the CPU
-        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        ddp_find_unused_parameters=False,
-        save_steps=200,
-        save_total_limit=2,
-        logging_first_step=True,
-        report_to="none",
-    )
-    run, training = parser.parse_args_into_dataclasses(arguments)
-    return run, training, preset
+    defaults = {"save_steps": 200, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    defaults["eos_token"] = "<|im_end|>"  # ends a turn in Qwen's chat template; the base models end with another
+    return record.parse(arguments, (RunArguments, SFTConfig), RETROFIT, "sft", __doc__, **defaults)
 
 
 def conversations(source: str, split: str) -> Dataset:
@@ -120,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     run, training, preset = parse(sys.argv[1:] if arguments is None else arguments)
     sequences = run.sequences or preset.sequences
     record.set_accumulation(training, sequences, "sft")
-    folder, source = Path(run.model), run.data or preset.data
+    folder, source = Path(run.model), run.data
     config = config_of(folder, run.arm)
     with training.main_process_first(desc="loading of the data"):
         rows = conversations(source, run.data_split)
@@ -135,18 +114,13 @@ def main(arguments: list[str] | None = None) -> None:
         processing_class=AutoTokenizer.from_pretrained(folder),
         gate_learning_rate=run.gate_learning_rate,
     )
-    record.parallelism(trainer)
-    checkpoint = record.last_checkpoint(training)
-    start = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
-    output = trainer.train(resume_from_checkpoint=checkpoint)
-    facts = {
+    facts = record.train(trainer) | {
         "preset": run.preset,
         "arm": run.arm,
         "data": Path(source).name if Path(source).exists() else source,
-        "epochs": round(trainer.state.epoch, 4),
         "gate_learning_rate": run.gate_learning_rate if model.config.inner_gate else None,
     }
-    record.save_run(trainer, output, Path(run.out), start, sequences, facts)
+    record.save_run(trainer, Path(run.out), sequences, facts)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,16 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
+from common.report import table
+
 from .presets import ARMS, MAIN, PRETRAINING, RETROFIT
 from .tasks import RESULTS, TASKS
 
 FOLDER = Path(__file__).parent
 NOT_RUN = "not run"
 MEAN = "mean"
-MODEL = ("model", "task", "in lm-eval", "paper: standard", "paper: Nexus", "ours: standard", "ours: Nexus")
-ABLATION = ("row", "refined", "weights shared", "order", "`ARM`", "task", "paper", "ours")
+MODEL = "| model | task | in lm-eval | paper: standard | paper: Nexus | ours: standard | ours: Nexus |"
+ABLATION = "| row | refined | weights shared | order | `ARM` | task | paper | ours |"
 
 # The paper's own figures, in percent, in the order of TASKS, and the mean that it prints: standard, Nexus.
 TABLE_1 = {
@@ -78,17 +80,11 @@ def reports(folder: Path) -> list[dict]:
     return found
 
 
-def tasks_of(group: str) -> list[str]:
-    return [name for name, task in TASKS.items() if task.group == group]
-
-
 def score(report: dict, task: str, group: str) -> float | None:
     """Of a task; of MEAN if the run has them all."""
-    tasks = report["tasks"]
-    if task == MEAN:
-        names = tasks_of(group)
-        return fmean(tasks[name]["score"] for name in names) if set(names) <= tasks.keys() else None
-    return tasks[task]["score"] if task in tasks else None
+    scores = {name: each["score"] for name, each in report["tasks"].items()}
+    whole = {name for name, each in TASKS.items() if each.group == group}
+    return scores.get(task) if task != MEAN else fmean(scores.values()) if whole == scores.keys() else None
 
 
 def cell(found: list[dict], preset: str, task: str, group: str, arms: list[str]) -> str:
@@ -118,21 +114,17 @@ def cell(found: list[dict], preset: str, task: str, group: str, arms: list[str])
     return "; ".join(texts) or NOT_RUN
 
 
-def table(columns: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
-
-
 def named(group: str) -> list[tuple[str, str, str]]:
     """For each task of a group, and MEAN: its name, its title and what it is in lm-eval."""
-    rows = []
-    for name in tasks_of(group):
-        metric = TASKS[name].metric.removesuffix(",none").replace(",", ", ")
-        rows.append((name, TASKS[name].title, f"`{name}`, {metric}"))
+    rows = [
+        (name, task.title, f"`{name}`, {task.metric.removesuffix(',none').replace(',', ', ')}")
+        for name, task in TASKS.items()
+        if task.group == group
+    ]
     return [*rows, (MEAN, MEAN, "")]
 
 
-def by_model(found: list[dict], group: str, presets: list[str], paper: dict[str, tuple[str, str]]) -> list[str]:
+def by_model(found: list[dict], group: str, presets: list[str], paper: dict[str, tuple[str, str]]) -> str:
     """Tables 1 and 3. The toy has rows only if it was run."""
     nexus = [MAIN[group], *(arm for arm in ARMS if arm not in (MAIN[group], "standard"))]
     rows = []
@@ -145,7 +137,7 @@ def by_model(found: list[dict], group: str, presets: list[str], paper: dict[str,
     return table(MODEL, rows)
 
 
-def ablation(found: list[dict]) -> list[str]:
+def ablation(found: list[dict]) -> str:
     """Table 2."""
     rows = []
     for arm, (row, figures) in TABLE_2.items():
@@ -155,11 +147,12 @@ def ablation(found: list[dict]) -> list[str]:
 
 
 def page(found: list[dict]) -> str:
-    lines = HEAD.splitlines()
-    lines += ["## Table 1: from scratch, zero-shot", "", *by_model(found, "pretraining", list(PRETRAINING), TABLE_1)]
-    lines += [f"## Table 2: ablation, {SIZE} from scratch", "", *ablation(found)]
-    lines += ["## Table 3: retrofitted by SFT", "", *by_model(found, "reasoning", list(RETROFIT), TABLE_3)]
-    return "\n".join(lines)
+    parts = {
+        "Table 1: from scratch, zero-shot": by_model(found, "pretraining", list(PRETRAINING), TABLE_1),
+        f"Table 2: ablation, {SIZE} from scratch": ablation(found),
+        "Table 3: retrofitted by SFT": by_model(found, "reasoning", list(RETROFIT), TABLE_3),
+    }
+    return HEAD + "\n".join(f"## {title}\n\n{part}\n" for title, part in parts.items())
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -141,7 +141,7 @@ def test_compiled_cases_run(task):
     case = speed_cases.Case("smollm2-135m", task, 1, 8, compiled=True, variants=("order 2",))
     shape = replace(speed_cases.TOY, num_layers=1)
     models = speed_cases.build(shape, {"order 2": {"attention_order": 2}}, torch.float32, "cpu")
-    rows = speed.measure(case, models, "cpu", 0.1, lambda share: None)
+    rows = speed.measure(case, models, "cpu", 0.1)
     assert [(row["variant"], row["compiled"]) for row in rows] == [("order 2", True)]
 
 

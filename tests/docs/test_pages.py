@@ -1,5 +1,6 @@
 """Every code block and every command of the README and of docs/ runs as it stands, or says why it does not."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -138,7 +139,8 @@ def test_make_demo():
     assert process.returncode == 0, output + process.stderr
     assert "Paris" in output
     assert "code: transformers_modules." in output
-    assert "0.0 over 1408 positions" in output
+    figures = json.loads((ROOT / "demo/smollm2-nexus/conversion_report.json").read_text())["verification"]
+    assert (figures["max_abs_logit_difference"], figures["positions"]) == (0.0, 1408)
     before, after = re.search(r"held-out loss (\S+) -> (\S+) nats", output).groups()
     assert float(after) < float(before)
     assert (ROOT / "demo" / "gates.png").exists()

@@ -4,7 +4,7 @@
 #   CONVERTED=qwen-nexus-qk OUT=runs/qwen-nexus-qk experiments/paper/launch/sft_torchrun.sh
 # PRESET qwen2.5-1.5b (the default), qwen2.5-7b; toy
 # ARM    that the model was converted to (nexus-qk)
-# DATA   a .jsonl file or a dataset of the Hub; by default the preset's, open-r1/OpenR1-Math-220k
+# DATA   a .jsonl file or a dataset of the Hub; by default open-r1/OpenR1-Math-220k
 # NPROC  processes; by default one per GPU
 # More options of sft.py may follow. Interrupted, the same command goes on.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,5 +1,6 @@
-"""Where and when something was measured."""
+"""What results files and pages have in common: where and when something was measured, JSON, tables in Markdown."""
 
+import json
 import platform
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,3 +26,21 @@ def device_name(device: str) -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def write(path: Path, text: str) -> None:
+    """The file is never half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def save(report: dict, path: Path) -> None:
+    write(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+
+def table(head: str, rows: list[list], rule: str = "---") -> str:
+    """In Markdown, below a head such as "| model | loss |"."""
+    lines = [head, "|" + f"{rule}|" * head.strip("|").count("|") + f"{rule}|"]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])

@@ -20,15 +20,15 @@ from transformers import AutoConfig, GenerationConfig
 from ...configuration_nexus import AUTO_MAP, NexusConfig
 from ...errors import CheckpointError, reason_of
 from ..families import Family, family_of
-from .files import check_links, read_json
+from .files import LICENCE_FILES, check_links, read_json
 from .gguf import read_gguf
 from .weights import Checkpoint, open_checkpoint
 
 AUTO_CLASSES = {reference.split(".")[-1]: auto_class for auto_class, reference in AUTO_MAP.items()}
-DOWNLOADED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*", "README.md"]
+DOWNLOADED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md", *LICENCE_FILES]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Source(Checkpoint):
     """
     A checkpoint that can become a Nexus model.
@@ -47,7 +47,7 @@ class Source(Checkpoint):
     has_tokenizer: bool = True
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Nexus(Checkpoint):
     """A checkpoint of a Nexus model, and its config."""
 
@@ -122,7 +122,7 @@ def download(repo_id: str, revision: str | None) -> tuple[Path, str]:
 
 def open_safetensors(label: str, folder: Path, revision: str | None) -> Source:
     raw_config = read_json(folder / "config.json", "is this a checkpoint folder?")
-    if "quantization_config" in raw_config:
+    if raw_config.get("quantization_config") is not None:
         method = raw_config["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
         raise CheckpointError(
@@ -131,12 +131,29 @@ def open_safetensors(label: str, folder: Path, revision: str | None) -> Source:
         )
     check_links(folder)
     family = family_of(raw_config.get("model_type"))
-    checkpoint = open_checkpoint(label, folder, revision, raw_config)
+    checkpoint = with_prefix(open_checkpoint(label, folder, revision, raw_config), family)
     try:
         config = AutoConfig.for_model(**raw_config)
     except Exception as error:
         raise CheckpointError(f"{folder / 'config.json'}: Transformers rejects it ({reason_of(error)}).") from error
     return Source(**vars(checkpoint), family=family, config=config)
+
+
+def with_prefix(checkpoint: Checkpoint, family: Family) -> Checkpoint:
+    """
+    The names of a causal language model, where the files have those of its decoder alone, as embedding models do
+    ("layers.0..." for "model.layers.0..."). Transformers loads both.
+    """
+    if any(name.startswith(family.prefix) for name in checkpoint.tensors):
+        return checkpoint
+
+    def named(name: str) -> str:
+        return name if name in family.weights else family.prefix + name
+
+    checkpoint.stored_names = {named(name): name for name in checkpoint.tensors}
+    for part in ("tensors", "unreadable", "_where"):
+        setattr(checkpoint, part, {named(name): value for name, value in getattr(checkpoint, part).items()})
+    return checkpoint
 
 
 def open_gguf(label: str, file: Path) -> Source:

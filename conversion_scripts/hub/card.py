@@ -19,7 +19,7 @@ CARRIED = ("license_name", "license_link", "language", "datasets")  # as true of
 
 def source_card_data(folder: Path) -> ModelCardData:
     try:
-        return ModelCard.load(folder / "README.md").data
+        return ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data  # such as of an old model-index
     except (OSError, ValueError, YAMLError):  # none, or not a valid card: it then states no licence
         return ModelCardData()
 
@@ -44,12 +44,34 @@ def write_card(folder: Path, source_folder: Path, report: dict[str, Any]) -> Non
     card.save(folder / "README.md")
 
 
+def write_source_card(folder: Path, nexus_folder: Path, model_type: str) -> None:
+    """The card of a model that was converted back: what its Nexus model's card states, and what was done."""
+    stated = source_card_data(nexus_folder)
+    data = ModelCardData(
+        license=stated.get("license", "unknown"),
+        **{key: stated.get(key) for key in CARRIED},
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        base_model=stated.get("base_model"),
+    )
+    text = (
+        f"# {nexus_folder.resolve().name}, as a {model_type} model\n\n"
+        "`nexus convert --to-source` made it from a [Nexus](https://arxiv.org/abs/2512.03377) model whose gates are "
+        "closed, or whose order is 1. It has the weights of that model and computes the same function. "
+        "`conversion_report.json` has what was checked, and every hash.\n"
+    )
+    if data.license == "unknown":
+        text += "\n**The licence is unknown to the converter.** Find it out before you use or share this model.\n"
+    ModelCard(f"---\n{data}\n---\n\n{text}").save(folder / "README.md")
+
+
 def card_data(source_data: ModelCardData, report: dict[str, Any], source_name: str) -> ModelCardData:
     """The metadata: what the source's card states, what the conversion did, and what was measured."""
     name, revision = report["source"]["name"], report["source"]["revision"]
     carried = {key: source_data.get(key) for key in CARRIED}
     link = carried["license_link"]
-    if link and revision and "://" not in link:  # a file of the source's repository
+    is_file = link and "://" not in link
+    if is_file and revision and link.removeprefix("./") not in report.get("licence_files", []):
         carried["license_link"] = f"https://huggingface.co/{name}/blob/{revision}/{link.removeprefix('./')}"
     if isinstance(carried["language"], list):
         # YAML reads "no", Norwegian, as False.

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ...errors import CheckpointError, reason_of
 from .files import INDEX_FILE, SINGLE_FILE, read_json
 
+ADAPTER_FILE = "adapter_config.json"
 NOT_TOGETHER = "Weights and config do not belong together."
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -126,6 +127,17 @@ def check_depth(checkpoint: Checkpoint) -> None:
 
 def shards_of_tensors(folder: Path) -> dict[str, Path]:
     """Tensor name -> the file it is in, from the index or from the single file."""
+    weights = [name for name in (SINGLE_FILE, INDEX_FILE) if (folder / name).exists()]
+    if len(weights) == 2:
+        raise CheckpointError(
+            f"{folder}: has both {SINGLE_FILE} and {INDEX_FILE}, two sets of weights, of which tools read different "
+            "ones. Remove the one that is not meant."
+        )
+    if weights and (folder / ADAPTER_FILE).exists():
+        raise CheckpointError(
+            f"{folder}: has {ADAPTER_FILE} beside full weights, and Transformers would attach that adapter. Merge it "
+            "(PEFT's merge_and_unload), or move its files away."
+        )
     if (folder / INDEX_FILE).exists():
         weight_map = read_json(folder / INDEX_FILE).get("weight_map")
         if (
@@ -143,7 +155,7 @@ def shards_of_tensors(folder: Path) -> dict[str, Path]:
     if (folder / SINGLE_FILE).exists():
         with opened_shard(folder / SINGLE_FILE) as shard:
             return dict.fromkeys(shard.keys(), folder / SINGLE_FILE)
-    if (folder / "adapter_config.json").exists():
+    if (folder / ADAPTER_FILE).exists():
         raise CheckpointError(
             f"{folder}: holds an adapter only. Merge it into its base model (PEFT's merge_and_unload) and convert that."
         )

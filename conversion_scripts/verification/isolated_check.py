@@ -130,13 +130,16 @@ def load(request: dict, folder: str, trust_remote_code: bool, **kwargs) -> PreTr
     if request["layer_by_layer"]:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **kwargs)
         kwargs["device_map"] = device_map(config)
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         folder,
         trust_remote_code=trust_remote_code,
         dtype=getattr(torch, request["dtype"]),
         attn_implementation=request["attn_implementation"],
         **kwargs,
     ).eval()
+    # What its config.json asks to return by default is not compared.
+    model.config.return_dict, model.config.output_hidden_states, model.config.output_attentions = True, False, False
+    return model
 
 
 def device_map(config) -> dict[str, str]:

@@ -38,7 +38,7 @@ def write_card(folder: Path, source_folder: Path, report: dict[str, Any]) -> Non
         placeholder=PLACEHOLDER,
         license_known=data.license != "unknown",
         evidence=EVIDENCE.read_text(encoding="utf-8").rstrip(),
-        text="real text" if (folder / "tokenizer_config.json").exists() else "random tokens",
+        text="real text and random tokens" if (folder / "tokenizer_config.json").exists() else "random tokens",
         **{key: value for key, value in report.items() if key not in data.to_dict()},
     )
     card.save(folder / "README.md")

@@ -129,6 +129,7 @@ def compare_functions(source: Source, nexus: Nexus, dtype: torch.dtype, layer_by
     request = {
         "source": str(source.folder.resolve()),
         "gguf_file": source.gguf_file,
+        "rope_parameters": source.config.rope_parameters,
         "target": str(nexus.folder.resolve()),
         "dtype": str(dtype).removeprefix("torch."),
         "attn_implementation": "sdpa",

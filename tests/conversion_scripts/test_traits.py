@@ -14,6 +14,7 @@ import checkpoints
 from nexus_transformers.conversion_scripts.checkpoint.open import open_source
 from nexus_transformers.conversion_scripts.convert import convert
 from nexus_transformers.conversion_scripts.families.spellings import with_old_spellings
+from nexus_transformers.conversion_scripts.printing import notes
 from nexus_transformers.conversion_scripts.to_source import convert_to_source
 from nexus_transformers.conversion_scripts.verification.verify import verify
 from nexus_transformers.errors import CheckpointError, ConversionError, VerificationError
@@ -236,6 +237,7 @@ def test_a_chat_template_that_cannot_render_the_probe_is_skipped(template, sourc
     figures = convert(source, tmp_path / "out")["verification"]
     (skipped,) = figures["skipped"]
     assert skipped.startswith("chat template (") and figures["greedy_equal"]
+    assert notes(figures) == [f"not compared, as the source itself fails at it: {skipped}."]
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATES[template]
 
 

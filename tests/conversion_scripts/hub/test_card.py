@@ -156,7 +156,7 @@ def test_the_card_says_how_many_parameters_were_added_and_what_they_are(write):
 def test_random_tokens_are_not_called_text(write, tmp_path):
     assert "1408 positions of random tokens" in write(REPORT).text
     (tmp_path / "model" / "tokenizer_config.json").write_text("{}")
-    assert "1408 positions of real text" in write(REPORT).text
+    assert "1408 positions of real text and random tokens" in write(REPORT).text
 
 
 def test_the_uploaded_card_names_its_repository_and_the_folder_s_own_does_not(write, tmp_path):

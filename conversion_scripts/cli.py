@@ -13,6 +13,7 @@ from ..errors import ConversionError, NexusError
 from ..inspection import inspect as run_inspect
 from ..inspection.printing import print_inspection
 from .convert import convert as run_convert
+from .hub.card import refresh_card
 from .hub.push import print_push
 from .hub.push import push as run_push
 from .printing import print_json, print_plan, print_report, print_verification
@@ -93,6 +94,10 @@ def convert(
             revision=revision,
         )
         report = convert_to_source(source, out, family, **common)
+    elif family:
+        raise ConversionError(
+            "--family: has a meaning with --to-source only; otherwise config.json says what SOURCE is."
+        )
     else:
         report = run_convert(
             source,
@@ -125,6 +130,7 @@ def verify(
 ) -> None:
     """Check that the Nexus model in OUT, its gates closed, is the same function as SOURCE."""
     figures = run_verify(source, out, revision, layer_by_layer)
+    refresh_card(out)
     if as_json:
         print_json(figures)
     else:

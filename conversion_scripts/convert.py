@@ -67,7 +67,7 @@ def convert(
     """
     out, nesting = Path(out), Nesting(**nesting_options)
     check_output(out, MODEL, is_our_model, inputs=[Path(source).expanduser()])
-    opened = open_source(source, revision)
+    opened = open_source(source, revision, headers_only=dry_run)
 
     config = nexus_config(opened, nesting, dtype)
     plan = plan_nexus(opened, config, dtype, nesting.seed)

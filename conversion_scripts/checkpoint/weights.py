@@ -155,16 +155,21 @@ def shards_of_tensors(folder: Path) -> dict[str, Path]:
     if (folder / SINGLE_FILE).exists():
         with opened_shard(folder / SINGLE_FILE) as shard:
             return dict.fromkeys(shard.keys(), folder / SINGLE_FILE)
-    if (folder / ADAPTER_FILE).exists():
-        raise CheckpointError(
-            f"{folder}: holds an adapter only. Merge it into its base model (PEFT's merge_and_unload) and convert that."
+    raise no_weights(str(folder), [file.name for file in folder.iterdir()])
+
+
+def no_weights(label: str, names: list[str]) -> CheckpointError:
+    """Why a folder or repository with these files has no weights to convert."""
+    if ADAPTER_FILE in names:
+        return CheckpointError(
+            f"{label}: holds an adapter only. Merge it into its base model (PEFT's merge_and_unload) and convert that."
         )
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
-        raise CheckpointError(
-            f"{folder}: has pickled weights only, which may run code when read. Load it with Transformers, save it "
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        return CheckpointError(
+            f"{label}: has pickled weights only, which may run code when read. Load it with Transformers, save it "
             "with save_pretrained, which writes safetensors, and convert that."
         )
-    raise CheckpointError(f"{folder}: has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}.")
+    return CheckpointError(f"{label}: has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}.")
 
 
 @contextmanager

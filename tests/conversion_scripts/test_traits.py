@@ -292,3 +292,26 @@ def test_a_source_that_cannot_be_run_is_what_the_message_names(source, tmp_path,
     status, _, errors = nexus("verify", source, out)
     assert (status, errors.count("\n")) == (1, 1)
     assert errors.startswith(f"error: {source}: Transformers itself cannot load and run the source")
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_the_card_says_so_once_it_is_verified_unless_somebody_edited_it(edited, llama_folder, tmp_path, nexus):
+    out = tmp_path / "out"
+    assert nexus("convert", llama_folder, out, "--no-verify")[0] == 0
+    card = out / "README.md"
+    assert "ran with `--no-verify`" in card.read_text()
+    if edited:
+        card.write_text(card.read_text() + "Notes of mine.\n")
+    before = card.read_text()
+    assert nexus("verify", llama_folder, out)[0] == 0
+    if edited:
+        assert card.read_text() == before
+    else:
+        assert (
+            "ran with `--no-verify`" not in card.read_text() and "| mean KL divergence | 0.0 nats |" in card.read_text()
+        )
+
+
+def test_family_without_the_way_back_is_refused(llama_folder, tmp_path, nexus):
+    status, _, errors = nexus("convert", llama_folder, tmp_path / "out", "--family", "llama")
+    assert (status, errors.count("\n")) == (1, 1) and "--to-source" in errors

@@ -223,7 +223,7 @@ def test_inert_fields_of_old_dumps_and_of_training_are_accepted(source, tmp_path
         convert(source, tmp_path / "other", verify=False)
 
 
-# ---- the check ----
+# What the check does with traits
 
 TEMPLATES = {
     "cannot render": "{{ raise_exception('a system message first') }}",

@@ -24,10 +24,11 @@ REQUIRES = [
 ]
 EXTRAS = {
     "gguf": ["gguf>=0.17.1,<1"],  # GGUF sources
+    "sentencepiece": ["sentencepiece>=0.2.1,<1", "protobuf>=6.33"],  # tokenizers that have a tokenizer.model only
     "plot": ["matplotlib>=3.10"],
     "lint": ["ruff>=0.17.6"],
     "test": [
-        "nexus-transformers[gguf,plot]",
+        "nexus-transformers[gguf,plot,sentencepiece]",
         "pytest>=9",
         "pytest-xdist>=3.8",
         "parameterized>=0.9",

@@ -15,6 +15,7 @@ from ..errors import ConversionError, NexusError
 from ..inspection import inspect as run_inspect
 from ..inspection.printing import print_inspection
 from .convert import convert as run_convert
+from .hub.card import refresh_card
 from .hub.push import print_push
 from .hub.push import push as run_push
 from .nesting import Nesting
@@ -93,6 +94,10 @@ def convert(
             if context.get_parameter_source(name).name == "COMMANDLINE":
                 raise ConversionError(f"--{name.replace('_', '-')}: has no meaning with --to-source.")
         report = convert_to_source(source, out, family, **common)
+    elif family:
+        raise ConversionError(
+            "--family: has a meaning with --to-source only; otherwise config.json says what SOURCE is."
+        )
     else:
         report = run_convert(
             source,
@@ -120,7 +125,9 @@ def verify(
     revision: RevisionOption = None,
 ) -> None:
     """Check that the Nexus model in OUT, its gates closed, is the same function as SOURCE."""
-    show(run_verify(source, out, revision, layer_by_layer), as_json, print_verification)
+    figures = run_verify(source, out, revision, layer_by_layer)
+    refresh_card(out)
+    show(figures, as_json, print_verification)
 
 
 @app.command()

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from ..errors import TokenizerError
 from ..tokenization import carry_over_tokenizer, check_tokenizer, keep_tokenizer_class, rebuild_gguf_tokenizer
 from ..tokenization.check import remote_code
-from .checkpoint.files import CODE_FILES, REPORT_FILE, ROOT, sha256, write_json
+from .checkpoint.files import CODE_FILES, REPORT_FILE, ROOT, carry_licences, sha256, write_json
 from .checkpoint.open import Source, open_source
 from .checkpoint.output import MODEL, check_free_space, check_output, is_our_model, staged_output
 from .checkpoint.plan import plan_nexus
@@ -23,6 +24,8 @@ from .checkpoint.write import write_planned
 from .hub.card import source_card_data, write_card
 from .nesting import Nesting, nexus_config
 from .verification.verify import verify_opened
+
+GENERATION_FILE = "generation_config.json"
 
 
 def convert(
@@ -64,7 +67,7 @@ def convert(
     """
     out, nesting = Path(out), Nesting(**nesting_options)
     check_output(out, MODEL, is_our_model, inputs=[Path(source).expanduser()])
-    opened = open_source(source, revision)
+    opened = open_source(source, revision, headers_only=dry_run)
 
     config = nexus_config(opened, nesting, dtype)
     plan = plan_nexus(opened, config, dtype, nesting.seed)
@@ -93,6 +96,7 @@ def convert(
             shutil.copyfile(ROOT / file, folder / file)
         config.save_pretrained(folder)
         report["tokenizer_files"] = carry_over(opened, folder)
+        report["licence_files"] = carry_licences(opened.folder, folder)
         report["tokenizer"] = tokenizer or check_fitting(folder, config.vocab_size)
         report["model"] |= nesting.describe(config) | added_parameters(plan)
         report["model"]["dtype"] = str(config.dtype).removeprefix("torch.")
@@ -104,7 +108,7 @@ def convert(
         report["model"]["files"] = describe_files(folder, resume)
 
         if verify:
-            report["verification"] = verify_opened(opened, folder, layer_by_layer)
+            report["verification"] = verify_opened(opened, folder, layer_by_layer, label=out)
 
         write_json(folder / REPORT_FILE, report)
         write_card(folder, opened.folder, report)
@@ -122,7 +126,11 @@ def check_fitting(folder: Path, vocab_size: int) -> dict[str, Any]:
 
 
 def carry_over(source: Source, folder: Path) -> list[str]:
+    """Tokenizer and generation settings. Where the latter are in config.json, they get a file of their own."""
     if source.gguf_file is None:
-        return carry_over_tokenizer(source.folder, folder)
+        carried = carry_over_tokenizer(source.folder, folder)
+        if GENERATION_FILE not in carried:
+            GenerationConfig.from_model_config(dict(source.raw_config)).to_json_file(folder / GENERATION_FILE)
+        return carried
     source.generation_config.save_pretrained(folder)
     return rebuild_gguf_tokenizer(source.folder, source.gguf_file, folder) if source.has_tokenizer else []

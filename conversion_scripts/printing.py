@@ -46,10 +46,24 @@ def print_verification(figures: dict[str, Any]) -> None:
     console.print(
         f"Verified in a fresh process{how} at order {figures['compared_at_order']}, {figures['attn_implementation']}, "
         f"{figures['dtype']}: max |Δlogit| {difference}{allowed}, KL "
-        f"{figures['mean_kl']:.3g} over {figures['positions']} tokens, greedy continuation equal, "
+        f"{figures['mean_kl']:.3g} over {figures['positions']} tokens, "
+        f"{'greedy continuation equal, ' if 'greedy_equal' in figures else ''}"
         f"{figures['identical_tensors']} tensors identical.\n"
         f"Negative controls, which must differ: {controls}."
     )
+    for note in notes(figures):
+        console.print(f"Note: {note}", markup=False)
+
+
+def notes(figures: dict[str, Any]) -> list[str]:
+    """What the check left out, or found besides."""
+    found = [f"not compared, as the source itself fails at it: {what}." for what in figures["skipped"]]
+    found += [f"no passage is longer than {name}: that would take too long here." for name in figures["not_run_past"]]
+    if figures["not_finite"]:
+        found.append(f"{figures['not_finite']} logits are infinite or NaN, in the same places on both sides.")
+    if figures["other_settings"]:
+        found.append(f"it generates with other settings than its source: {', '.join(figures['other_settings'])}.")
+    return found
 
 
 def print_plan(plan: dict[str, Any], out: Path) -> None:

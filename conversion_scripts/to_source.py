@@ -8,7 +8,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ..errors import ConversionError
 from ..modeling_nexus import is_gate
 from ..tokenization import carry_over_tokenizer
-from .checkpoint.files import REPORT_FILE, read_json, write_json
+from .checkpoint.files import REPORT_FILE, carry_licences, read_json, write_json
 from .checkpoint.open import Nexus, open_nexus, open_source
 from .checkpoint.output import MODEL, check_free_space, check_output, is_our_model, staged_output
 from .checkpoint.plan import check_tensors, plan_source
@@ -16,7 +16,8 @@ from .checkpoint.report import describe_files, describe_plan, finished_report, s
 from .checkpoint.shards import total_bytes
 from .checkpoint.write import write_planned
 from .families import FAMILIES, family_of
-from .hub.card import source_card_data
+from .families.spellings import with_old_spellings
+from .hub.card import source_card_data, write_source_card
 from .verification.verify import verify_opened
 
 
@@ -65,7 +66,9 @@ def convert_to_source(
     with staged_output(out, state_of(opened, plan, options)) as (folder, resume):
         report = write_planned(folder, resume, opened, plan, options, command)
         source_config.save_pretrained(folder)
+        write_json(folder / "config.json", with_old_spellings(read_json(folder / "config.json")))
         report["tokenizer_files"] = carry_over_tokenizer(nexus, folder)
+        report["licence_files"] = carry_licences(nexus, folder)
         report["model"] |= {
             "dtype": str(opened.dtype).removeprefix("torch."),
             "files": describe_files(folder, resume),
@@ -74,6 +77,7 @@ def convert_to_source(
         if verify:
             report["verification"] = verify_opened(open_source(folder), nexus, layer_by_layer)
 
+        write_source_card(folder, nexus, target.model_type)
         write_json(folder / REPORT_FILE, report)
     return report | {"resumed": resume.used}
 

@@ -22,8 +22,14 @@ NAMES = {
 }
 
 
-def write(file: Path, tokenizer: str | None = "whole") -> Path:
-    """`tokenizer`: "whole"; "broken", with a merge of tokens that it lacks; None for a file without one."""
+TYPES = {int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32, str: gguf.GGUFValueType.STRING}
+
+
+def write(file: Path, tokenizer: str | None = "whole", keys: dict | None = None, tensors: dict | None = None) -> Path:
+    """
+    `tokenizer`: "whole"; "broken", with a merge of tokens that it lacks; None for a file without one. `keys`, of the
+    architecture, and `tensors` are written besides.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     shape = {**checkpoints.SHAPE, "hidden_size": 64, "head_dim": 16}
@@ -46,6 +52,10 @@ def write(file: Path, tokenizer: str | None = "whole") -> Path:
     for name, tensor in model.state_dict().items():
         if name != "lm_head.weight":
             writer.add_tensor(gguf_name(name), permuted(name, tensor, config).contiguous().numpy())
+    for key, value in (keys or {}).items():
+        writer.add_key_value(f"llama.{key}", value, TYPES[type(value)])
+    for name, tensor in (tensors or {}).items():
+        writer.add_tensor(name, tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -188,6 +188,10 @@ class Handler(BaseHTTPRequestHandler):
         etag = f'"{oid(name, body)}"'
         if name == self.hub.corrupt:
             body = body[:-1] + bytes([body[-1] ^ 1])
+        if wanted := self.headers.get("Range"):
+            first, last = wanted.removeprefix("bytes=").split("-")
+            body = body[int(first) : int(last or len(body)) + 1]
+            return self.answer(206, body, ETag=etag, X_Repo_Commit=sha, **linked)
         self.answer(200, body, ETag=etag, X_Repo_Commit=sha, **linked)
 
     # What is sent

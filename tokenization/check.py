@@ -10,7 +10,6 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
-from transformers.utils.import_utils import is_tiktoken_available
 
 from ..errors import TokenizerError, reason_of
 from .carry_over import TOKENIZER_FILES
@@ -35,8 +34,8 @@ def check_tokenizer(folder: str | Path, vocab_size: int) -> dict[str, Any]:
         "warnings": one sentence each; empty if all is well.
 
     Raises:
-        `TokenizerError`: the tokenizer can emit an id for which there is no row or cannot be loaded, or a JSON file is
-            not valid.
+        `TokenizerError`: a token of ordinary text has an id for which there is no row, the tokenizer cannot be loaded,
+            or a JSON file is not valid.
     """
     folder = Path(folder)
     places = {
@@ -59,14 +58,22 @@ def check_tokenizer(folder: str | Path, vocab_size: int) -> dict[str, Any]:
         tokenizer = load(folder)
         ids = tokenizer.get_vocab()
         beyond = sorted((id_, token) for token, id_ in ids.items() if id_ >= vocab_size)
-        if beyond:
-            raise TokenizerError(
-                f"{folder}: the tokenizer has ids up to {beyond[-1][0]}, but the embedding has only {vocab_size} rows; "
-                f"{len(beyond)} tokens, the first of them {beyond[0][1]!r}, would have none."
+        without_row = (
+            f"the tokenizer has ids up to {beyond[-1][0]}, but the embedding has only {vocab_size} rows; {len(beyond)} "
+            f"tokens, the first of them {beyond[0][1]!r}, would have none."
+            if beyond
+            else ""
+        )
+        if any(token not in tokenizer.get_added_vocab() for _, token in beyond):
+            raise TokenizerError(f"{folder}: {without_row}")
+        if beyond:  # ordinary text does not contain added tokens, such as one for padding
+            report["warnings"].append(
+                f"{without_row[0].upper()}{without_row[1:]} Call "
+                f"model.resize_token_embeddings({beyond[-1][0] + 1}) before you use them."
             )
         places[TOKENIZER] = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in KINDS}
         report["tokens"] = len(set(ids.values()))
-        report["padding_rows"] = vocab_size - report["tokens"]
+        report["padding_rows"] = vocab_size - len({id_ for id_ in ids.values() if id_ < vocab_size})
     report["warnings"] += [warning for kind in KINDS for warning in compare(kind, places, vocab_size)]
     return report
 
@@ -126,24 +133,18 @@ def load(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        if missing := missing_packages(folder):
+        if needs_sentencepiece(folder) and not (is_sentencepiece_available() and is_protobuf_available()):
             raise TokenizerError(
-                f"{folder}: reading its tokenizer needs packages that are not installed: pip install {missing}."
+                f"{folder}: reading its tokenizer.model needs the packages sentencepiece and protobuf: "
+                "pip install 'nexus-transformers[sentencepiece]'."
             ) from error
         raise TokenizerError(f"{folder}: Transformers cannot load the tokenizer ({reason_of(error)}).") from error
 
 
-def missing_packages(folder: Path) -> str:
-    """Those that may read a tokenizer.model or spiece.model. Transformers names only the last one that it tried."""
-    models = [name for name in ("tokenizer.model", "spiece.model") if (folder / name).exists()]
-    if not models or (folder / "tokenizer.json").exists():
-        return ""
-    found = {
-        "sentencepiece": is_sentencepiece_available(),
-        "protobuf": is_protobuf_available(),
-        "tiktoken": is_tiktoken_available(),
-    }
-    return " ".join(name for name, there in found.items() if not there)
+def needs_sentencepiece(folder: Path) -> bool:
+    """Transformers then names only the last package that it tried."""
+    models = ("tokenizer.model", "spiece.model")
+    return any((folder / name).exists() for name in models) and not (folder / "tokenizer.json").exists()
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ SINGLE_FILE = "model.safetensors"
 REPORT_FILE = "conversion_report.json"
 CARD_FILE = "README.md"
 ROOT = Path(__file__).parents[2]
+LICENCE_FILES = ["LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*"]
 CODE_FILES = sorted({reference.split(".")[0] + ".py" for reference in AUTO_MAP.values()})  # of ROOT; they travel along
 
 
@@ -42,6 +44,12 @@ def sha256(file: Path, advance: Callable[[int], None] = lambda amount: None) -> 
             digest.update(block)
             advance(len(block))
     return digest.hexdigest()
+
+
+def carry_licences(source: Path, target: Path) -> list[str]:
+    """Copies the licence, and what comes with it: many say that every copy must hold them. Returns their names."""
+    files = sorted({file for pattern in LICENCE_FILES for file in source.glob(pattern) if file.is_file()})
+    return [Path(shutil.copyfile(file, target / file.name)).name for file in files]
 
 
 def is_complete(file: Path, description: dict[str, Any] | None) -> bool:

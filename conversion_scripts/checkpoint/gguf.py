@@ -1,12 +1,44 @@
-"""Reading GGUF files, which Transformers does. All of the model is in memory, unlike a safetensors source."""
+"""
+Reading GGUF files, which Transformers does. All of the model is in memory, unlike a safetensors source.
 
+Transformers takes from a file what it knows and drops the rest without a word. So every tensor and every key of the
+architecture is accounted for here: read by Transformers, understood here, or refused.
+"""
+
+import math
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
 from ...errors import CheckpointError, reason_of
 from ..progress import quiet_when_piped
+
+# What Transformers reads of the architectures that Nexus knows, by llama.cpp's names
+TENSORS = re.compile(
+    r"(token_embd|output|output_norm)\.(weight|bias)"
+    r"|blk\.\d+\.(attn_(q|k|v|qkv|output|norm|norm_2|q_norm|k_norm)|ffn_(gate|up|down|norm)"
+    r"|post_attention_norm|post_ffw_norm)\.(weight|bias)"
+)
+ROPE_FACTORS = "rope_freqs.weight"  # by which Llama 3.1's rotary frequencies are divided
+# Of the keys that Transformers does not read, those that say what it assumes: key -> value, or field of the config
+ASSUMED = {
+    "vocab_size": "vocab_size",
+    "rope.dimension_count": "head_dim",
+    "attention.key_length": "head_dim",
+    "attention.value_length": "head_dim",
+    "rope.scaling.type": "none",
+    "rope.scaling.factor": 1.0,
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "attention.causal": True,
+}
+WITHOUT_MEANING = {"tensor_data_layout"}
+INSTEAD = "Convert the original checkpoint, in safetensors, instead."
+LLAMA_3_BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 def read_gguf(file: Path) -> tuple[PreTrainedModel, bool]:
@@ -18,9 +50,56 @@ def read_gguf(file: Path) -> tuple[PreTrainedModel, bool]:
             f"{file}: reading GGUF needs the package gguf: pip install 'nexus-transformers[gguf]'."
         ) from error
     try:
-        has_tokenizer = "tokenizer.ggml.tokens" in GGUFReader(file).fields
+        reader = GGUFReader(file)
+        fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
         with quiet_when_piped():  # the reader has a progress bar of its own
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     except Exception as error:
         raise CheckpointError(f"{file}: Transformers cannot read this GGUF file ({reason_of(error)}).") from error
-    return model, has_tokenizer
+    for name in tensors:
+        if not TENSORS.fullmatch(name) and name != ROPE_FACTORS:
+            raise CheckpointError(f"{file}: Transformers does not read its tensor {name!r}. {INSTEAD}")
+    check_keys(file, fields, model.config)
+    if ROPE_FACTORS in tensors:
+        factors = torch.from_numpy(tensors[ROPE_FACTORS].data.copy()).float()
+        model.config.rope_parameters = scaled_rope(file, factors, model.config)
+    return model, "tokenizer.ggml.tokens" in reader.fields
+
+
+def check_keys(file: Path, fields: dict[str, Any], config: Any) -> None:
+    """Raises `CheckpointError` for a key of the architecture that says what Transformers does not read."""
+    architecture = fields["general.architecture"]
+    read = {name for name, field in GGUF_CONFIG_MAPPING.get(architecture, {}).items() if field}
+    for key, value in fields.items():
+        name = key.removeprefix(f"{architecture}.")
+        if name == key or name in read | WITHOUT_MEANING:
+            continue
+        assumed = ASSUMED.get(name)
+        if isinstance(assumed, str) and hasattr(config, assumed):
+            assumed = getattr(config, assumed)
+        if assumed is None or value != assumed:
+            raise CheckpointError(f"{file}: Transformers does not read its key {key}={value!r}. {INSTEAD}")
+
+
+def scaled_rope(file: Path, factors: torch.Tensor, config: Any) -> dict[str, Any]:
+    """
+    The rotary settings that Transformers makes these factors of, one per pair of a head. llama.cpp writes Llama 3.1's
+    scaling as its factors alone.
+    """
+    rope = dict(config.rope_parameters)
+    if torch.equal(factors, torch.ones_like(factors)):
+        return rope
+    scaled = {**rope, **LLAMA_3_BANDS, "rope_type": "llama3", "factor": round(factors.max().item(), 4)}
+    if not torch.allclose(factors, llama_3_factors(scaled, len(factors)), rtol=1e-4):
+        raise CheckpointError(f"{file}: the factors in {ROPE_FACTORS} are not those of Llama 3.1's scaling. {INSTEAD}")
+    return scaled
+
+
+def llama_3_factors(rope: dict[str, Any], pairs: int) -> torch.Tensor:
+    """By how much Llama 3.1 slows each pair down: not at all below a short wavelength, by `factor` above a long one."""
+    wavelengths = 2 * math.pi * rope["rope_theta"] ** (torch.arange(pairs) / pairs)
+    turns = rope["original_max_position_embeddings"] / wavelengths
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    smooth = ((turns - low) / (high - low)).clamp(0, 1)
+    return 1 / ((1 - smooth) / rope["factor"] + smooth)

@@ -7,28 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, GenerationConfig
 
 from ...configuration_nexus import AUTO_MAP, NexusConfig
 from ...errors import CheckpointError, reason_of
 from ..families import Family, family_of
+from .download import download
 from .files import check_links, read_json
 from .gguf import read_gguf
 from .weights import Checkpoint, open_checkpoint
 
 AUTO_CLASSES = {reference.split(".")[-1]: auto_class for auto_class, reference in AUTO_MAP.items()}
-DOWNLOADED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*", "README.md"]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Source(Checkpoint):
     """
     A checkpoint that can become a Nexus model.
@@ -47,7 +40,7 @@ class Source(Checkpoint):
     has_tokenizer: bool = True
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Nexus(Checkpoint):
     """A checkpoint of a Nexus model, and its config."""
 
@@ -64,10 +57,13 @@ class Nexus(Checkpoint):
         return named[0]
 
 
-def open_source(model: str | Path, revision: str | None = None) -> Source:
-    """Raises `CheckpointError` for anything that cannot be read as a checkpoint of a causal language model."""
+def open_source(model: str | Path, revision: str | None = None, headers_only: bool = False) -> Source:
+    """
+    `headers_only`: do not download the weights of a Hub id, only their names, dtypes and shapes. Raises
+    `CheckpointError` for anything that cannot be read as a checkpoint of a causal language model.
+    """
     label = str(model)
-    place, revision = locate(label, revision)
+    place, revision = locate(label, revision, headers_only)
     if place.is_file():
         return open_gguf(label, place)
     gguf_files = sorted(place.glob("*.gguf"))
@@ -101,38 +97,19 @@ def open_nexus(folder: Path, label: str | None = None, revision: str | None = No
     return Nexus(**vars(open_checkpoint(label, folder, revision, raw)), config=config)
 
 
-def locate(model: str, revision: str | None = None) -> tuple[Path, str | None]:
+def locate(model: str, revision: str | None = None, headers_only: bool = False) -> tuple[Path, str | None]:
     """A folder or .gguf file on this machine, downloaded if `model` is a Hub id, and the Hub commit that it is of."""
     path = Path(model).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path, None
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise CheckpointError(f"{model}: no such folder. Give the folder of a model, or a Hub id such as user/name.")
-    return download(model, revision)
-
-
-def download(repo_id: str, revision: str | None) -> tuple[Path, str]:
-    try:
-        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=DOWNLOADED_FILES))
-    except GatedRepoError as error:
-        raise CheckpointError(
-            f"{repo_id}: is gated on the Hub; accept its terms on its page and log in with `hf auth login`."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(f"{repo_id}: has no revision {revision!r} on the Hub.") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise CheckpointError(
-            f"{repo_id}: no such folder here, and no such model on the Hub that this account may see. Check the "
-            "spelling, or log in with `hf auth login` if it is private."
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"{repo_id}: could not be downloaded from the Hub ({reason_of(error)}).") from error
-    return folder, folder.name
+    return download(model, revision, headers_only)
 
 
 def open_safetensors(label: str, folder: Path, revision: str | None) -> Source:
     raw_config = read_json(folder / "config.json", "is this a checkpoint folder?")
-    if "quantization_config" in raw_config:
+    if raw_config.get("quantization_config") is not None:
         method = raw_config["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
         raise CheckpointError(
@@ -141,12 +118,29 @@ def open_safetensors(label: str, folder: Path, revision: str | None) -> Source:
         )
     check_links(folder)
     family = family_of(raw_config.get("model_type"))
-    checkpoint = open_checkpoint(label, folder, revision, raw_config)
+    checkpoint = with_prefix(open_checkpoint(label, folder, revision, raw_config), family)
     try:
         config = AutoConfig.for_model(**raw_config)
     except Exception as error:
         raise CheckpointError(f"{folder / 'config.json'}: Transformers rejects it ({reason_of(error)}).") from error
     return Source(**vars(checkpoint), family=family, config=config)
+
+
+def with_prefix(checkpoint: Checkpoint, family: Family) -> Checkpoint:
+    """
+    The names of a causal language model, where the files have those of its decoder alone, as embedding models do
+    ("layers.0..." for "model.layers.0..."). Transformers loads both.
+    """
+    if any(name.startswith(family.prefix) for name in checkpoint.tensors):
+        return checkpoint
+
+    def named(name: str) -> str:
+        return name if name in family.weights else family.prefix + name
+
+    checkpoint.stored_names = {named(name): name for name in checkpoint.tensors}
+    for part in ("tensors", "unreadable", "_where"):
+        setattr(checkpoint, part, {named(name): value for name, value in getattr(checkpoint, part).items()})
+    return checkpoint
 
 
 def open_gguf(label: str, file: Path) -> Source:

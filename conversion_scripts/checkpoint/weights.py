@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ...errors import CheckpointError, reason_of
 from .files import INDEX_FILE, SINGLE_FILE, read_json
 
+ADAPTER_FILE = "adapter_config.json"
 NOT_TOGETHER = "Weights and config do not belong together."
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -29,6 +30,8 @@ class Checkpoint:
         raw_config: config.json as it stands.
         files: the weight files.
         tensors: every tensor, on the meta device: its shape and dtype.
+        unreadable: tensor -> its dtype, of those in dtypes that no weight is converted from.
+        stored_names: tensor -> its name in the file, where that is another one.
     """
 
     label: str
@@ -38,6 +41,8 @@ class Checkpoint:
     files: list[Path]
     tensors: dict[str, torch.Tensor]
     _where: dict[str, Path | torch.Tensor]  # the file; of what had to be read whole (GGUF), the tensor itself
+    unreadable: dict[str, str] = field(default_factory=dict)
+    stored_names: dict[str, str] = field(default_factory=dict)
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in the dtype that the checkpoint has it in, mapped from its file and not yet in memory."""
@@ -45,7 +50,7 @@ class Checkpoint:
         if isinstance(where, torch.Tensor):
             return where
         with opened_shard(where) as shard:
-            return shard.get_tensor(name)
+            return shard.get_tensor(self.stored_names.get(name, name))
 
     @property
     def nbytes(self) -> int:
@@ -57,17 +62,24 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that most of the weights are in."""
-        sizes: dict[torch.dtype, int] = {}
-        for tensor in self.tensors.values():
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
-        return max(sizes, key=sizes.get)
+        """The dtype that Transformers loads it in: what config.json says, else that of the first weight."""
+        said = self.raw_config.get("dtype") or self.raw_config.get("torch_dtype")
+        if isinstance(said, str) and isinstance(
+            dtype := getattr(torch, said.removeprefix("torch."), None), torch.dtype
+        ):
+            return dtype
+        first = min(self.files)
+        if first.suffix == ".safetensors":
+            dtypes = {self.stored_names.get(name, name): tensor.dtype for name, tensor in self.tensors.items()}
+            with opened_shard(first) as shard:
+                return next(dtypes[name] for name in shard.keys() if name in dtypes)
+        return next(iter(self.tensors.values())).dtype
 
 
 def open_checkpoint(label: str, folder: Path, revision: str | None, raw_config: dict[str, Any]) -> Checkpoint:
     """The weights of a folder: index, headers, every tensor's dtype and shape. No weight is read yet."""
     files_of = shards_of_tensors(folder)
-    tensors = {}
+    tensors, unreadable = {}, {}
     files = list(dict.fromkeys(files_of.values()))
     for file in files:
         with opened_shard(file) as shard:
@@ -84,21 +96,28 @@ def open_checkpoint(label: str, folder: Path, revision: str | None, raw_config: 
                     )
                 header = shard.get_slice(name)
                 if header.get_dtype() not in SAFETENSORS_DTYPES:
-                    raise CheckpointError(
-                        f"{file}: tensor {name!r} is stored as {header.get_dtype()}; only "
-                        f"{', '.join(SAFETENSORS_DTYPES)} can be converted. Dequantize the checkpoint first."
-                    )
+                    unreadable[name] = header.get_dtype()
+                    continue
                 dtype = getattr(torch, SAFETENSORS_DTYPES[header.get_dtype()])
                 tensors[name] = torch.empty(header.get_shape(), dtype=dtype, device="meta")
-    checkpoint = Checkpoint(label, folder, revision, raw_config, files, tensors, files_of)
+    checkpoint = Checkpoint(label, folder, revision, raw_config, files, tensors, files_of, unreadable)
     check_depth(checkpoint)
     return checkpoint
+
+
+def check_readable(checkpoint: Checkpoint, name: str) -> None:
+    """Raises `CheckpointError` for a weight in a dtype that cannot be converted."""
+    if name in checkpoint.unreadable:
+        raise CheckpointError(
+            f"{checkpoint.label}: tensor {name!r} is stored as {checkpoint.unreadable[name]}; only "
+            f"{', '.join(SAFETENSORS_DTYPES)} can be converted. Dequantize the checkpoint first."
+        )
 
 
 def check_depth(checkpoint: Checkpoint) -> None:
     """Before anything is made for every layer of which a config speaks: it may speak of a billion."""
     said = checkpoint.raw_config.get("num_hidden_layers", checkpoint.raw_config.get("num_layers"))
-    numbers = {match[1] for name in checkpoint.tensors if (match := re.search(r"\.layers\.(\d+)\.", name))}
+    numbers = {match[1] for name in checkpoint.tensors if (match := re.search(r"(?:^|\.)layers\.(\d+)\.", name))}
     if isinstance(said, int) and len(numbers) < said:
         raise CheckpointError(
             f"{checkpoint.label}: lacks layers: config.json says {said}, the weights have {len(numbers)}. "
@@ -108,6 +127,17 @@ def check_depth(checkpoint: Checkpoint) -> None:
 
 def shards_of_tensors(folder: Path) -> dict[str, Path]:
     """Tensor name -> the file it is in, from the index or from the single file."""
+    weights = [name for name in (SINGLE_FILE, INDEX_FILE) if (folder / name).exists()]
+    if len(weights) == 2:
+        raise CheckpointError(
+            f"{folder}: has both {SINGLE_FILE} and {INDEX_FILE}, two sets of weights, of which tools read different "
+            "ones. Remove the one that is not meant."
+        )
+    if weights and (folder / ADAPTER_FILE).exists():
+        raise CheckpointError(
+            f"{folder}: has {ADAPTER_FILE} beside full weights, and Transformers would attach that adapter. Merge it "
+            "(PEFT's merge_and_unload), or move its files away."
+        )
     if (folder / INDEX_FILE).exists():
         weight_map = read_json(folder / INDEX_FILE).get("weight_map")
         if (
@@ -125,16 +155,21 @@ def shards_of_tensors(folder: Path) -> dict[str, Path]:
     if (folder / SINGLE_FILE).exists():
         with opened_shard(folder / SINGLE_FILE) as shard:
             return dict.fromkeys(shard.keys(), folder / SINGLE_FILE)
-    if (folder / "adapter_config.json").exists():
-        raise CheckpointError(
-            f"{folder}: holds an adapter only. Merge it into its base model (PEFT's merge_and_unload) and convert that."
+    raise no_weights(str(folder), [file.name for file in folder.iterdir()])
+
+
+def no_weights(label: str, names: list[str]) -> CheckpointError:
+    """Why a folder or repository with these files has no weights to convert."""
+    if ADAPTER_FILE in names:
+        return CheckpointError(
+            f"{label}: holds an adapter only. Merge it into its base model (PEFT's merge_and_unload) and convert that."
         )
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
-        raise CheckpointError(
-            f"{folder}: has pickled weights only, which may run code when read. Load it with Transformers, save it "
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        return CheckpointError(
+            f"{label}: has pickled weights only, which may run code when read. Load it with Transformers, save it "
             "with save_pretrained, which writes safetensors, and convert that."
         )
-    raise CheckpointError(f"{folder}: has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}.")
+    return CheckpointError(f"{label}: has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}.")
 
 
 @contextmanager

@@ -17,14 +17,17 @@ from ...errors import ConversionError, reason_of
 from . import gpt_neox, llama, mistral, olmo2, phi3, qwen2, qwen3
 from .rules import NOTHING, Computed, WeightRule, windowed_layers
 
-# Fields of a config.json that say nothing about the function which the model computes. Old ones hold generation
-# settings too, which Transformers moves to the generation config.
-METADATA_FIELDS = frozenset(GenerationConfig().to_dict()) | frozenset(
+# Fields of a config.json that say nothing about the function which the model computes: what PreTrainedConfig knows, or
+# knew in an old version, generation settings, which Transformers moves to the generation config, and leftovers of
+# training and other tools.
+METADATA_FIELDS = frozenset({**GenerationConfig().to_dict(), **PreTrainedConfig().to_dict()}) | frozenset(
     """
-    _name_or_path _attn_implementation_autoset architectures auto_map chunk_size_feed_forward dtype id2label
-    is_encoder_decoder is_llama_config label2id model_type num_labels output_attentions output_hidden_states
-    problem_type return_dict task_specific_params tokenizer_class torch_dtype torchscript transformers.js_config
-    sep_token_id transformers_version unk_token_id unsloth_fixed unsloth_version use_cache
+    _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled add_cross_attention
+    attn_implementation auto_map cross_attention_hidden_size finetuning_task gradient_checkpointing is_decoder
+    is_llama_config loss_type model_max_length neftune_noise_alpha num_labels output_past prefix pruned_heads
+    sep_token_id task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class tokenizer_model_max_length
+    tokenizer_padding_side torch_dtype torchscript transformers.js_config unk_token_id unsloth_fixed unsloth_version
+    use_bfloat16 use_cache use_return_dict xla_device
     """.split()
 )
 # Where Transformers' reading of a config.json puts these fields in `rope_parameters`, if the architecture has them
@@ -73,6 +76,11 @@ class Family:
     saved_as: dict[str, str] = field(default_factory=dict)
 
     @property
+    def prefix(self) -> str:
+        """What the names of the decoder's tensors begin with, in a model with a head: "model."."""
+        return next(name for name in self.weights if "layers.*." in name).split("layers.*.")[0]
+
+    @property
     def fused(self) -> bool:
         """The source multiplies several projections in one product: logits agree up to rounding, not bit for bit."""
         return any(len(rule.targets) > 1 for rule in self.weights.values())
@@ -84,7 +92,7 @@ class Family:
         spelling, say, a rotary theta is understood as Transformers understands it.
         """
         known = {*self.config, *self.computed.fields, *self.ignored, *self.required, *METADATA_FIELDS, *ROPE_FIELDS}
-        for name in sorted(set(raw) - known - {"rope_scaling"}):
+        for name in sorted(name for name in set(raw) - known - {"rope_scaling"} if raw[name] is not None):
             raise ConversionError(
                 f"config.json: the field {name}={raw[name]!r} is unknown for model_type={self.model_type!r} and could "
                 f"change what the model computes. Remove it if it does not, or report it so that it can be supported."

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from yaml import YAMLError
 
 from ...errors import HubError, reason_of
+from ..checkpoint.files import CARD_FILE, REPORT_FILE, read_json
 
 TEMPLATE = Path(__file__).parents[2] / "model_card.md"
 EVIDENCE = Path(__file__).parent / "evidence.md"  # made from the experiments' results by `python -m experiments.page`
@@ -19,18 +20,33 @@ CARRIED = ("license_name", "license_link", "language", "datasets")  # as true of
 
 def source_card_data(folder: Path) -> ModelCardData:
     try:
-        return ModelCard.load(folder / "README.md").data
+        return ModelCard.load(folder / CARD_FILE, ignore_metadata_errors=True).data  # such as of an old model-index
     except (OSError, ValueError, YAMLError):  # none, or not a valid card: it then states no licence
         return ModelCardData()
 
 
 def write_card(folder: Path, source_folder: Path, report: dict[str, Any]) -> None:
     """Writes `folder`/README.md. The licence is what the source's own card states, else "unknown"."""
-    source_data = source_card_data(source_folder)
+    card_of(folder, source_card_data(source_folder), report).save(folder / CARD_FILE)
+
+
+def refresh_card(folder: Path) -> None:
+    """After `nexus verify`: the card of an unverified model now says what was checked, unless somebody edited it."""
+    report_file = folder / REPORT_FILE
+    report = read_json(report_file) if report_file.exists() else {}
+    if not {"source", "model", "verification"} <= report.keys() or not (folder / CARD_FILE).exists():
+        return
+    before = {key: value for key, value in report.items() if key != "verification"}
+    stated = source_card_data(folder)
+    if (folder / CARD_FILE).read_text(encoding="utf-8") == str(card_of(folder, stated, before)):
+        card_of(folder, stated, report).save(folder / CARD_FILE)
+
+
+def card_of(folder: Path, source_data: ModelCardData, report: dict[str, Any]) -> ModelCard:
     name, is_hub_id = report["source"]["name"], report["source"]["revision"] is not None
     source_name = name if is_hub_id else Path(name).name
     data = card_data(source_data, report, source_name)
-    card = ModelCard.from_template(
+    return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         source_name=source_name,
@@ -38,10 +54,30 @@ def write_card(folder: Path, source_folder: Path, report: dict[str, Any]) -> Non
         placeholder=PLACEHOLDER,
         license_known=data.license != "unknown",
         evidence=EVIDENCE.read_text(encoding="utf-8").rstrip(),
-        text="real text" if (folder / "tokenizer_config.json").exists() else "random tokens",
+        text="real text and random tokens" if (folder / "tokenizer_config.json").exists() else "random tokens",
         **{key: value for key, value in report.items() if key not in data.to_dict()},
     )
-    card.save(folder / "README.md")
+
+
+def write_source_card(folder: Path, nexus_folder: Path, model_type: str) -> None:
+    """The card of a model that was converted back: what its Nexus model's card states, and what was done."""
+    stated = source_card_data(nexus_folder)
+    data = ModelCardData(
+        license=stated.get("license", "unknown"),
+        **{key: stated.get(key) for key in CARRIED},
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        base_model=stated.get("base_model"),
+    )
+    text = (
+        f"# {nexus_folder.resolve().name}, as a {model_type} model\n\n"
+        "`nexus convert --to-source` made it from a [Nexus](https://arxiv.org/abs/2512.03377) model whose gates are "
+        "closed, or whose order is 1. It has the weights of that model and computes the same function. "
+        "`conversion_report.json` has what was checked, and every hash.\n"
+    )
+    if data.license == "unknown":
+        text += "\n**The licence is unknown to the converter.** Find it out before you use or share this model.\n"
+    ModelCard(f"---\n{data}\n---\n\n{text}").save(folder / CARD_FILE)
 
 
 def card_data(source_data: ModelCardData, report: dict[str, Any], source_name: str) -> ModelCardData:
@@ -49,7 +85,8 @@ def card_data(source_data: ModelCardData, report: dict[str, Any], source_name: s
     name, revision = report["source"]["name"], report["source"]["revision"]
     carried = {key: source_data.get(key) for key in CARRIED}
     link = carried["license_link"]
-    if link and revision and "://" not in link:  # a file of the source's repository
+    is_file = link and "://" not in link
+    if is_file and revision and link.removeprefix("./") not in report.get("licence_files", []):
         carried["license_link"] = f"https://huggingface.co/{name}/blob/{revision}/{link.removeprefix('./')}"
     if isinstance(carried["language"], list):
         # YAML reads "no", Norwegian, as False.
@@ -97,7 +134,7 @@ def card_for_repository(folder: Path, repo_id: str) -> bytes:
     Raises:
         `HubError`: no card, metadata that are not valid, or something in it that was left to be filled in.
     """
-    file = folder / "README.md"
+    file = folder / CARD_FILE
     try:
         text = file.read_bytes().decode("utf-8")
     except FileNotFoundError:

@@ -16,12 +16,15 @@ from ...errors import VerificationError, reason_of
 from ..checkpoint.files import write_json
 
 
-def run_isolated(script: str, request: dict[str, Any], failure: str, **environment: str) -> dict[str, Any]:
+def run_isolated(
+    script: str, request: dict[str, Any], failure: str, beside: tuple[str, ...] = (), **environment: str
+) -> dict[str, Any]:
     """
     Runs `script`, a file of this folder, as `python script REQUEST.json RESULT.json` and returns the result.
 
     Args:
-        script: file name. The file may not import its neighbours: it is copied away from them.
+        script: file name. It is copied to an empty folder with the files `beside` it, which are all that it may import
+            besides torch and transformers.
         request: what the script reads. Paths in it must be absolute.
         failure: begins the message if the script fails, for example "out: could not be loaded".
         environment: more variables for the process.
@@ -32,12 +35,13 @@ def run_isolated(script: str, request: dict[str, Any], failure: str, **environme
     with tempfile.TemporaryDirectory(prefix="nexus-check-") as scratch:
         request_file, result_file = Path(scratch) / "request.json", Path(scratch) / "result.json"
         write_json(request_file, request)
-        copy = shutil.copy(Path(__file__).parent / script, scratch)
+        for file in (script, *beside):
+            shutil.copy(Path(__file__).parent / file, scratch)
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         # Not HF_HOME: the token is kept there.
         caches = {f"HF_{name}_CACHE": f"{scratch}/{name}" for name in ("HUB", "MODULES", "XET")}
         process = subprocess.run(
-            [sys.executable, copy, request_file, result_file],
+            [sys.executable, f"{scratch}/{script}", request_file, result_file],
             cwd=scratch,
             env=inherited | caches | environment,
             capture_output=True,

@@ -1,7 +1,7 @@
 """
 The half of `nexus verify` that runs in a fresh process: source and result loaded as a stranger would load them, with
-torch and transformers alone, and compared as functions. `verify.py` copies this file to an empty folder and runs it
-there, so it imports nothing of its neighbours.
+torch and transformers alone, and compared as functions. `isolated.py` copies it, isolated_probes.py and
+isolated_controls.py to an empty folder and runs it there, so they import nothing of our package.
 
 usage: python isolated_check.py REQUEST.json RESULT.json
 """
@@ -11,77 +11,83 @@ import re
 import resource
 import sys
 import time
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 
 sys.modules["nexus_transformers"] = None  # importing our package fails from here on: the folder must stand alone
 
-from pydoc_data.topics import topics  # noqa: E402
-
 import torch  # noqa: E402
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, logging  # noqa: E402
+from isolated_controls import controls, middle_layer  # noqa: E402
+from isolated_probes import (  # noqa: E402
+    AFFORDED,
+    BEYOND,
+    LAYERWISE,
+    LENGTH,
+    MESSAGES,
+    NEW_TOKENS,
+    PASSAGES,
+    PROMPTS,
+    passages,
+    templates,
+    thresholds,
+    tokens,
+)
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    logging,
+)
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
-PROMPTS = [
-    "The capital of France is",
-    "def fibonacci(n):\n\tif n < 2:\n        return n\n",
-    "  Leading, double  and trailing spaces  \n\n",
-    "Zażółć gęślą jaźń. Ελληνικά, русский, العربية, 中文, 日本語, 한국어, emoji 🧠🔁.",
-    "1 + 1 = 2, 3.14159e-10; <|im_start|>user</s><s>[INST]",
-    "",
-]
-TOPICS = ["class", "exceptions", "operator-summary", "typesseq-common", "execmodel", "lambda"]
-PASSAGES, LENGTH, NEW_TOKENS = 4, 256, 24
-LAYERWISE = 2, 32, 3  # the same, where every pass reads all weights from the disk
-
-
-def passages(tokenizer, vocab_size: int, count: int, length: int) -> list[list[int]]:
-    """Real English text (Python's own documentation, which every Python carries); without a tokenizer, random ids."""
-    if tokenizer is None:
-        generator = torch.Generator().manual_seed(0)
-        return torch.randint(vocab_size, (count, length), generator=generator).tolist()
-    text = [topics[topic] for topic in TOPICS if topic in topics] + [" ".join(topics.values())]
-    tokens = [tokenizer(passage)["input_ids"][:length] for passage in text]
-    return [ids for ids in tokens if len(ids) > 1][:count]
-
-
-def chat(tokenizer) -> str | None:
-    if tokenizer is None or not tokenizer.chat_template:
-        return None
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
 
 @torch.inference_mode()
-def logits_of(model, batches: list[list[int]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def logits_of(model, batches: list[list[int]], long: list[int]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """
-    Logits of each passage alone, and, last, of the first two together with the second one padded on the left. Also the
-    hidden states of the first passage, before the first layer and after every layer.
+    Logits of each passage alone, then of the first two together with the second one padded on the left, and the last
+    ones of the long passage. Also the hidden states of the first passage, before the first layer and after every layer.
     """
-    first = model(torch.tensor(batches[:1]), output_hidden_states=True)
-    outputs = [first.logits[0], *(model(torch.tensor([ids])).logits[0] for ids in batches[1:])]
-    if len(batches) > 1:
-        longer, shorter = batches[0], batches[1][: len(batches[0]) // 2]
-        padding = len(longer) - len(shorter)
-        mask = torch.ones(2, len(longer), dtype=torch.long)
-        mask[1, :padding] = 0
-        ids = torch.tensor([longer, [0] * padding + shorter])
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        padded = model(ids, attention_mask=mask, position_ids=positions).logits
-        outputs += [padded[0], padded[1, padding:]]
+    first = model(torch.tensor(batches[:1]), output_hidden_states=True, return_dict=True)
+    outputs = [first.logits[0]]
+    outputs += [model(torch.tensor([ids]), return_dict=True).logits[0] for ids in batches[1:]]
+    longer, shorter = batches[0], batches[1][: len(batches[0]) // 2]
+    padding = len(longer) - len(shorter)
+    mask = torch.ones(2, len(longer), dtype=torch.long)
+    mask[1, :padding] = 0
+    ids = torch.tensor([longer, [0] * padding + shorter])
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    padded = model(ids, attention_mask=mask, position_ids=positions, return_dict=True).logits
+    outputs += [padded[0], padded[1, padding:]]
+    if long:
+        outputs.append(model(torch.tensor([long]), logits_to_keep=2 * BEYOND, return_dict=True).logits[0])
     return outputs, [state[0] for state in first.hidden_states]
 
 
 @torch.inference_mode()
-def greedy(model, prompt: list[int], new_tokens: int, use_cache: bool = True) -> tuple[list[int], float]:
-    """The greedy continuation and the tokens per second that it took."""
+def greedy(
+    model, prompt: list[int], new_tokens: int, eos: int | list[int] | None, use_cache: bool = True
+) -> tuple[list[int], float]:
+    """
+    The greedy continuation and the tokens per second that it took. Settings of the model's own, which may ask for
+    other inputs or outputs, are left out.
+    """
+    model.generation_config = GenerationConfig(eos_token_id=eos)
     ids = torch.tensor([prompt])
     start = time.perf_counter()
     options = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0, "use_cache": use_cache}
     continuation = model.generate(ids, **options)[0, len(prompt) :]
     return continuation.tolist(), len(continuation) / (time.perf_counter() - start)
+
+
+def settings(model) -> dict:
+    """How it generates by default."""
+    unset = ("transformers_version", "_from_model_config", "_commit_hash")
+    return {name: value for name, value in model.generation_config.to_dict().items() if name not in unset}
 
 
 def first_difference_of_states(expected: list[torch.Tensor], actual: list[torch.Tensor]) -> int | None:
@@ -91,10 +97,16 @@ def first_difference_of_states(expected: list[torch.Tensor], actual: list[torch.
 
 
 def compare(expected: list[torch.Tensor], actual: list[torch.Tensor]) -> dict:
-    """max |delta logit|, mean KL in nats, and where the first difference is."""
-    largest, largest_logit, kl, count, first = 0.0, 0.0, 0.0, 0, None
+    """
+    max |delta logit|, mean KL in nats, and where the first difference is. Logits that are the same infinity or NaN on
+    both sides are equal, and counted.
+    """
+    largest, largest_logit, kl, count, first, not_finite = 0.0, 0.0, 0.0, 0, None, 0
     for number, (one, other) in enumerate(zip(expected, actual, strict=True)):
         one, other = one.double(), other.double()
+        same = ~torch.isfinite(one) & torch.isclose(one, other, rtol=0, atol=0, equal_nan=True)
+        not_finite += same.sum().item()
+        one, other = one.masked_fill(same, 0.0), other.masked_fill(same, 0.0)
         difference = (one - other).abs().amax(-1)
         if not torch.isfinite(difference).all():
             difference = torch.nan_to_num(difference, nan=float("inf"))
@@ -110,34 +122,27 @@ def compare(expected: list[torch.Tensor], actual: list[torch.Tensor]) -> dict:
         "mean_kl": kl / count,
         "positions": count,
         "first_difference": first,
+        "not_finite": not_finite,
     }
 
 
-@torch.no_grad()
-def swap_heads(model) -> str | None:
-    """Swaps the weights of two query heads, of different key/value groups if there are several; None if it cannot."""
-    config = model.config
-    if config.num_attention_heads < 2:
-        return None
-    layer = middle_layer(config)
-    weight = model.get_parameter(f"model.layers.{layer}.self_attn.q_proj.weight")
-    heads = weight.view(config.num_attention_heads, config.head_dim, -1)
-    one, other = 0, config.num_attention_heads - 1
-    heads[[one, other]] = heads[[other, one]]
-    return f"query heads {one} and {other} of layer {layer} swapped"
-
-
 def load(request: dict, folder: str, trust_remote_code: bool, **kwargs) -> PreTrainedModel:
+    if "gguf_file" in kwargs:  # whose reader leaves out some rotary settings
+        kwargs["config"] = AutoConfig.from_pretrained(folder, **kwargs)
+        kwargs["config"].rope_parameters = request["rope_parameters"]
     if request["layer_by_layer"]:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **kwargs)
         kwargs["device_map"] = device_map(config)
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         folder,
         trust_remote_code=trust_remote_code,
         dtype=getattr(torch, request["dtype"]),
         attn_implementation=request["attn_implementation"],
         **kwargs,
     ).eval()
+    # What its config.json asks to return by default is not compared.
+    model.config.return_dict, model.config.output_hidden_states, model.config.output_attentions = True, False, False
+    return model
 
 
 def device_map(config) -> dict[str, str]:
@@ -155,16 +160,6 @@ def device_map(config) -> dict[str, str]:
     }
 
 
-def middle_layer(config) -> int:
-    return getattr(config, "num_layers", config.num_hidden_layers) // 2  # of Nexus, of others
-
-
-def middle_gate(names: list[str]) -> str:
-    """Of the layer in the middle, the last level's: those below it have no effect while it is closed."""
-    layer = names[len(names) // 2].rpartition(".")[0]
-    return [name for name in names if name.startswith(f"{layer}.")][-1]
-
-
 def peak_memory() -> int:
     """Of this process, in bytes. Linux's ru_maxrss would count the process that started this one, too."""
     status = Path("/proc/self/status")
@@ -173,76 +168,150 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def main(request: dict) -> dict:
-    torch.manual_seed(0)
-    layer_by_layer = request["layer_by_layer"]
-    count, longest, new_tokens = LAYERWISE if layer_by_layer else (PASSAGES, LENGTH, NEW_TOKENS)
-    source_kwargs = {"trust_remote_code": False}  # nobody was asked: Transformers' own classes, or none
-    if request["gguf_file"]:
-        source_kwargs["gguf_file"] = request["gguf_file"]
-
-    tokenizers = []
-    for folder, kwargs in ((request["source"], source_kwargs), (request["target"], {"trust_remote_code": True})):
-        tokenizers.append(AutoTokenizer.from_pretrained(folder, **kwargs) if request["has_tokenizer"] else None)
-    expected_tokenizer, tokenizer = tokenizers
-    result = {
-        "dtype": request["dtype"],
-        "attn_implementation": request["attn_implementation"],
-        "layer_by_layer": layer_by_layer,
-    }
-    for prompt in PROMPTS if tokenizer else []:
-        if tokenizer(prompt)["input_ids"] != expected_tokenizer(prompt)["input_ids"]:
+def compare_tokenizers(expected, actual) -> dict:
+    """What both make of the prompts and of a chat. What the source's own cannot do is skipped, and noted."""
+    result, skipped = {}, []
+    for prompt in PROMPTS:
+        try:
+            ids = expected(prompt)["input_ids"]
+        except Exception as error:
+            skipped.append(f"tokens of {prompt!r} ({sentence(error)})")
+            continue
+        if actual(prompt)["input_ids"] != ids:
             result["tokens_differ"] = prompt
             break
-    if chat(tokenizer) != chat(expected_tokenizer):
+    for name in templates(expected):
+        try:
+            rendered = render(expected, name)
+        except Exception as error:
+            skipped.append(f"chat template{'' if name is None else ' ' + name} ({sentence(error)})")
+            continue
+        if name not in templates(actual) or render(actual, name) != rendered:
+            result["chat_differs"] = True
+        result.setdefault("chat", rendered)
+    if not templates(expected) and templates(actual):
         result["chat_differs"] = True
+    return result | {"skipped": skipped}
 
-    source = load(request, request["source"], **source_kwargs)
-    length = min(longest, source.config.max_position_embeddings - new_tokens)
-    batches = passages(tokenizer, source.config.vocab_size, count, max(length, 2))
-    prompt = tokenizer(chat(tokenizer) or PROMPTS[0])["input_ids"] if tokenizer else batches[0][:8]
-    expected, expected_states = logits_of(source, batches)
-    expected_continuation, source_speed = greedy(source, prompt, new_tokens)
-    result["source_parameters"] = source.num_parameters()
-    del source
 
-    order = {} if request["attention_order"] is None else {"attention_order": request["attention_order"]}
-    model = load(request, request["target"], trust_remote_code=True, **order)
-    gates = model.gates()
-    result["parameters"] = model.num_parameters()
-    result["gates"] = len(gates)
-    result["gates_closed_in_memory"] = sum(gate.item() != 0 for gate in gates.values())
-    with torch.no_grad():
-        for gate in gates.values():
-            gate.zero_()
+def render(tokenizer, name: str | None) -> str:
+    options = {} if name is None else {"chat_template": name}
+    return tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True, **options)
 
-    actual, states = logits_of(model, batches)
-    result |= compare(expected, actual)
-    result["first_differing_layer"] = first_difference_of_states(expected_states, states)
-    continuation, speed = greedy(model, prompt, new_tokens)
-    result["greedy_equal"] = continuation == expected_continuation
-    if not result["greedy_equal"]:
-        pairs = zip_longest(continuation, expected_continuation)
-        result["greedy_first_difference"] = next(n for n, (one, other) in enumerate(pairs) if one != other)
-        uncached, _ = greedy(model, prompt, new_tokens, use_cache=False)
-        result["greedy_equal_without_cache"] = uncached == expected_continuation
-    result["greedy"] = tokenizer.decode(continuation) if tokenizer else continuation
-    result["tokens_per_second"] = {"source": round(source_speed, 2), "nexus": round(speed, 2)}
 
-    result["negative_controls"] = {}
-    if gates:
-        name = middle_gate(list(gates))
+def compare_models(request: dict, tokenizer, chat: str | None) -> dict:
+    """Loads the source, then the result, and runs both on the same tokens."""
+    layer_by_layer = request["layer_by_layer"]
+    count, longest, new_tokens = LAYERWISE if layer_by_layer else (PASSAGES, LENGTH, NEW_TOKENS)
+    result = {"dtype": request["dtype"], "skipped": []}
+
+    with failing("source"):
+        source = load(request, request["source"], trust_remote_code=False, **gguf_file(request))
+        vocab_size = source.config.vocab_size
+        length = max(min(longest, source.config.max_position_embeddings - new_tokens), 2)
+        batches = passages(tokenizer, vocab_size, count, length)
+        prompt = tokens(tokenizer, chat or PROMPTS[0], vocab_size) or batches[0][:8]
+        afforded = AFFORDED / source.num_parameters()
+        lengths = {name: start + BEYOND for name, start in thresholds(source.config).items()}
+        reached = {name: end for name, end in lengths.items() if length < end <= afforded}
+        result["run_past"] = sorted(name for name, end in lengths.items() if end <= max(length, *reached.values(), 0))
+        result["not_run_past"] = sorted(lengths.keys() - result["run_past"])
+        long = torch.arange(max(reached.values(), default=0)).mul(7919).remainder(vocab_size).tolist()
+        expected, expected_states = logits_of(source, batches, long)
+        expected_settings, eos = settings(source), source.generation_config.eos_token_id
+        try:
+            expected_continuation, source_speed = greedy(source, prompt, new_tokens, eos)
+        except Exception as error:
+            result["skipped"].append(f"generation ({sentence(error)})")
+            expected_continuation = None
+        result["source_parameters"] = source.num_parameters()
+        del source
+
+    with failing("result"):
+        order = {} if request["attention_order"] is None else {"attention_order": request["attention_order"]}
+        model = load(request, request["target"], trust_remote_code=True, **order)
+        gates = model.gates()
+        result["parameters"] = model.num_parameters()
+        result["gates"] = len(gates)
+        result["gates_closed_in_memory"] = sum(gate.item() != 0 for gate in gates.values())
         with torch.no_grad():
-            gates[name].fill_(0.5)
-        opened = compare(expected, logits_of(model, batches)[0])
-        result["negative_controls"][f"{name} set to 0.5"] = opened["max_abs_logit_difference"]
-        with torch.no_grad():
-            gates[name].zero_()
-    if what := swap_heads(model):
-        result["negative_controls"][what] = compare(expected, logits_of(model, batches)[0])["max_abs_logit_difference"]
-    result["peak_memory_bytes"] = peak_memory()
+            for gate in gates.values():
+                gate.zero_()
+        other = settings(model)
+        result["other_settings"] = sorted(name for name, value in expected_settings.items() if other[name] != value)
+
+        actual, states = logits_of(model, batches, long)
+        result |= compare(expected, actual)
+        result["first_differing_layer"] = first_difference_of_states(expected_states, states)
+        if expected_continuation is not None:
+            continuation, speed = greedy(model, prompt, new_tokens, eos)
+            result["greedy_equal"] = continuation == expected_continuation
+            if not result["greedy_equal"]:
+                pairs = zip_longest(continuation, expected_continuation)
+                result["greedy_first_difference"] = next(n for n, (one, other) in enumerate(pairs) if one != other)
+                uncached, _ = greedy(model, prompt, new_tokens, eos, use_cache=False)
+                result["greedy_equal_without_cache"] = uncached == expected_continuation
+            result["greedy"] = tokenizer.decode(continuation) if tokenizer else continuation
+            result["tokens_per_second"] = {"source": round(source_speed, 2), "nexus": round(speed, 2)}
+
+        def difference() -> float:
+            return compare(expected, logits_of(model, batches, long)[0])["max_abs_logit_difference"]
+
+        enough = request["control_tolerance"] * result["max_abs_logit"]
+        result["negative_controls"] = controls(model, difference, enough)
     return result
 
 
+def gguf_file(request: dict) -> dict:
+    return {"gguf_file": request["gguf_file"]} if request["gguf_file"] else {}
+
+
+class Failed(Exception):
+    """The source or the result cannot be loaded and run."""
+
+
+@contextmanager
+def failing(side: str):
+    try:
+        yield
+    except Exception as error:
+        raise Failed(side, sentence(error)) from error
+
+
+def sentence(error: Exception) -> str:
+    """What an error says, in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def main(request: dict) -> dict:
+    torch.manual_seed(0)
+    tokenizers, result = [None, None], {"skipped": []}
+    if request["has_tokenizer"]:
+        with failing("source"):
+            tokenizers[0] = AutoTokenizer.from_pretrained(
+                request["source"], trust_remote_code=False, **gguf_file(request)
+            )
+        with failing("result"):
+            tokenizers[1] = AutoTokenizer.from_pretrained(request["target"], trust_remote_code=True)
+            result = compare_tokenizers(*tokenizers)
+    chat = result.pop("chat", None)
+    figures = compare_models(request, tokenizers[1], chat)
+    if figures["not_finite"] and request["dtype"] != "float32":
+        figures["in_float32"] = compare_models(request | {"dtype": "float32"}, tokenizers[1], chat)
+    return {
+        "attn_implementation": request["attn_implementation"],
+        "layer_by_layer": request["layer_by_layer"],
+        **result,
+        **figures,
+        "skipped": result["skipped"] + figures["skipped"],
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(main(json.loads(Path(sys.argv[1]).read_text()))))
+    try:
+        answer = main(json.loads(Path(sys.argv[1]).read_text()))
+    except Failed as error:
+        answer = {"failed": error.args[0], "reason": error.args[1]}
+    Path(sys.argv[2]).write_text(json.dumps(answer))

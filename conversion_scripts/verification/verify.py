@@ -10,6 +10,7 @@ import psutil
 import torch
 import transformers
 
+from ...configuration_nexus import NexusConfig
 from ...errors import VerificationError
 from ...modeling_nexus import TESTED_TRANSFORMERS
 from ..checkpoint.added import is_nesting
@@ -17,10 +18,12 @@ from ..checkpoint.files import REPORT_FILE, read_json, write_json
 from ..checkpoint.open import Nexus, Source, open_nexus, open_source
 from ..checkpoint.plan import check_tensors, parts_of
 from ..checkpoint.weights import Checkpoint
+from ..families import decoder_fields
 from ..progress import bytes_bar, spinner
 from .isolated import run_isolated
 
 FUSED_TOLERANCE = 2**-15  # of the largest logit, in float32, for sources that multiply fused weights
+BESIDE = ("isolated_probes.py", "isolated_controls.py")
 CONTROL_FACTOR = 10  # by which a control must exceed the tolerance, where that is not 0
 
 
@@ -47,16 +50,33 @@ def verify(
     return figures
 
 
-def verify_opened(source: Source, out: Path, layer_by_layer: bool = False) -> dict[str, Any]:
-    nexus = open_nexus(out)
+def verify_opened(
+    source: Source, out: Path, layer_by_layer: bool = False, label: str | Path | None = None
+) -> dict[str, Any]:
+    """`label`: what the user calls the result, if not `out`."""
+    nexus = open_nexus(out, str(label or out))
     check_tensors(nexus, "NexusForCausalLM")
+    compare_configs(source, nexus)
     figures = compare_tensors(source, nexus)
+    # Where the source multiplies fused weights, products are rounded otherwise: float32 keeps the difference small.
+    dtype = torch.float32 if source.family.fused else nexus.dtype
+    fit = all(fits_in_memory(checkpoint, dtype) for checkpoint in (source, nexus))
     with spinner("comparing source and result in a fresh process"):
-        figures |= compare_functions(
-            source, nexus, layer_by_layer or not (fits_in_memory(source) and fits_in_memory(nexus))
-        )
-    judge(figures, out)
+        figures |= compare_functions(source, nexus, dtype, layer_by_layer or not fit)
+    judge(figures, nexus.label)
     return figures
+
+
+def compare_configs(source: Source, result: Nexus) -> None:
+    """Every field that the function depends on. Many show in no short text: a window, say, or a rotary embedding."""
+    expected = NexusConfig(**source.family.nexus_config(source.raw_config, source.config), attention_order=1)
+    wanted, actual = decoder_fields(expected), decoder_fields(result.config)
+    for name, value in wanted.items():
+        if actual[name] != value:
+            raise VerificationError(
+                f"{result.label}: config.json says {name}={actual[name]!r}, and its source has {value!r}: it is not "
+                "the same function. Convert again."
+            )
 
 
 def compare_tensors(source: Source, result: Nexus) -> dict[str, Any]:
@@ -94,57 +114,79 @@ def compare_tensors(source: Source, result: Nexus) -> dict[str, Any]:
     }
 
 
-def fits_in_memory(source: Checkpoint) -> bool:
-    """Source and result are loaded one after the other; half as much again is left for activations and logits."""
-    return 1.5 * source.nbytes < psutil.virtual_memory().available
+def fits_in_memory(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> bool:
+    """
+    Loaded in `dtype`, by default its own. One model is in memory at a time; half as much again is left for activations
+    and logits.
+    """
+    return 1.5 * checkpoint.parameters * (dtype or checkpoint.dtype).itemsize < psutil.virtual_memory().available
 
 
-def compare_functions(source: Source, nexus: Nexus, layer_by_layer: bool) -> dict[str, Any]:
+def compare_functions(source: Source, nexus: Nexus, dtype: torch.dtype, layer_by_layer: bool) -> dict[str, Any]:
     """Runs both models in a fresh process, see isolated_check.py."""
     nested_without_gates = not nexus.config.inner_gate and max(nexus.config.layer_orders) > 1
-    # Where the source multiplies fused weights, products are rounded otherwise: float32 keeps the difference small.
-    dtype = "float32" if source.family.fused else nexus.raw_config.get("dtype") or "float32"
+    tolerance = FUSED_TOLERANCE if source.family.fused else 0.0
     request = {
         "source": str(source.folder.resolve()),
         "gguf_file": source.gguf_file,
+        "rope_parameters": source.config.rope_parameters,
         "target": str(nexus.folder.resolve()),
-        "dtype": dtype,
+        "dtype": str(dtype).removeprefix("torch."),
         "attn_implementation": "sdpa",
         "attention_order": 1 if nested_without_gates else None,
         "has_tokenizer": (nexus.folder / "tokenizer_config.json").exists(),
         "layer_by_layer": layer_by_layer and source.gguf_file is None,
+        "control_tolerance": CONTROL_FACTOR * tolerance,
     }
-    failure = f"{nexus.label}: could not be loaded and run in a fresh process"
-    figures = run_isolated("isolated_check.py", request, failure, HF_HUB_OFFLINE="1")
-    tolerance = FUSED_TOLERANCE * figures["max_abs_logit"] if source.family.fused else 0.0
+    failure = f"{nexus.label}: could not be compared with {source.label} in a fresh process"
+    figures = run_isolated("isolated_check.py", request, failure, BESIDE, HF_HUB_OFFLINE="1")
+    if figures.get("failed") == "source":
+        raise VerificationError(
+            f"{source.label}: Transformers itself cannot load and run the source ({figures['reason']}), so there is "
+            "nothing to compare with. --no-verify converts without comparing."
+        )
+    if figures.get("failed") == "result":
+        raise VerificationError(f"{nexus.label}: could not be loaded and run in a fresh process ({figures['reason']}).")
+    for compared in (figures, figures.get("in_float32", {})):
+        if compared:
+            compared["tolerance"] = tolerance * compared["max_abs_logit"]
     order = 1 if nested_without_gates else nexus.config.attention_order
-    return figures | {"tolerance": tolerance, "compared_at_order": order}
+    return figures | {"compared_at_order": order}
 
 
-def judge(figures: dict[str, Any], out: Path) -> None:
+def judge(figures: dict[str, Any], label: str) -> None:
     """Raises `VerificationError` unless the figures are those of one function, and the controls those of another."""
     if "tokens_differ" in figures:
         raise VerificationError(
-            f"{out}: the tokenizer makes other tokens of {figures['tokens_differ']!r} than its source."
+            f"{label}: the tokenizer makes other tokens of {figures['tokens_differ']!r} than its source."
         )
     if "chat_differs" in figures:
-        raise VerificationError(f"{out}: the chat template renders another prompt than the source's.")
+        raise VerificationError(f"{label}: the chat template renders another prompt than the source's.")
+    judge_outputs(figures, label)
+    if "in_float32" in figures:
+        judge_outputs(figures["in_float32"], f"{label}, computed in float32")
+
+
+def judge_outputs(figures: dict[str, Any], label: str) -> None:
     if not figures["max_abs_logit_difference"] <= figures["tolerance"]:
         where, layer = figures["first_difference"], figures["first_differing_layer"]
         raise VerificationError(
-            f"{out}: is not the same function as its source: logits differ by up to "
+            f"{label}: is not the same function as its source: logits differ by up to "
             f"{figures['max_abs_logit_difference']:.3g} (KL {figures['mean_kl']:.3g}), first at token "
             f"{where['position']} of passage {where['passage']}, though all weights are equal; "
             f"{'no hidden state differs' if layer is None else f'the first layer to differ is number {layer}'}."
         )
-    if not figures["greedy_equal"]:
+    if not figures.get("greedy_equal", True):
         oldest, newest = TESTED_TRANSFORMERS
         same = "the same" if figures["greedy_equal_without_cache"] else "another one too"
         raise VerificationError(
-            f"{out}: logits are equal but the greedy continuation differs, first at new token "
+            f"{label}: logits are equal but the greedy continuation differs, first at new token "
             f"{figures['greedy_first_difference']}; without the KV cache it is {same}. transformers "
             f"{transformers.__version__} is installed; this model was tested with {oldest} to {newest}."
         )
     for control, difference in figures["negative_controls"].items():
         if not difference > CONTROL_FACTOR * figures["tolerance"]:
-            raise VerificationError(f"{out}: the check is blind: with {control} it still found no difference.")
+            raise VerificationError(
+                f"{label}: the check is blind: with {control}, and the like in every other layer, it still found no "
+                "difference."
+            )

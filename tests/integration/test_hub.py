@@ -71,3 +71,45 @@ def test_what_the_hub_refuses_is_one_sentence(arguments, parts, hub, nexus, tmp_
     for part in parts:
         assert part in errors
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_reads_the_headers_of_the_weights_only(hub, nexus, tmp_path):
+    status, output, errors = nexus("convert", "someone/tiny", tmp_path / "out", "--dry-run", "--json")
+    assert (status, errors) == (0, "")
+    whole = checkpoints.SHAPE["vocab_size"] * checkpoints.SHAPE["hidden_size"] * 4
+    assert json.loads(output)["source"]["bytes"] > whole
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+    plan = json.loads(output)
+    assert nexus("convert", "someone/tiny", tmp_path / "out", "--no-verify")[0] == 0
+    report = json.loads((tmp_path / "out" / "conversion_report.json").read_text())
+    assert plan["model"]["parameters"] == report["model"]["parameters"]
+    assert list((tmp_path / "home").rglob("*.safetensors")), "now they are there"
+
+
+def test_copies_that_nobody_reads_are_not_downloaded(hub, nexus, tmp_path):
+    copies = {"consolidated.safetensors": b"x", "original/other.safetensors": b"x", "onnx/other.json": b"{}"}
+    hub.repositories["someone/tiny"].add_commit(hub.files("someone/tiny") | copies)
+    status, _, errors = nexus("convert", "someone/tiny", tmp_path / "out", "--no-verify")
+    assert (status, errors) == (0, "")
+    asked_for = [path for _, path in hub.requests]
+    assert any(path.endswith("/model.safetensors") for path in asked_for)
+    assert not any(path.endswith(tuple(copies)) for path in asked_for)
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"tiny.Q4.gguf": b"GGUF"}, "has GGUF files only"),
+        ({"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"}, "holds an adapter only"),
+        ({"pytorch_model.bin": b"x"}, "has pickled weights only"),
+        ({}, "has no weights"),
+    ],
+    ids=["gguf", "adapter", "pickle", "none"],
+)
+@pytest.mark.parametrize("dry", [True, False], ids=["dry", "real"])
+def test_a_repository_without_weights_is_refused_with_what_it_has(files, reason, dry, hub, nexus, tmp_path):
+    config = hub.files("someone/tiny")["config.json"]
+    hub.repositories["someone/tiny"].add_commit({"config.json": config, **files})
+    status, _, errors = nexus("convert", "someone/tiny", tmp_path / "out", *["--dry-run"] * dry)
+    assert (status, errors.count("\n")) == (1, 1)
+    assert errors.startswith(f"error: someone/tiny: {reason}")

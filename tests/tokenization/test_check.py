@@ -1,6 +1,9 @@
 """A tokenizer beside its model: vocabulary against embedding, special tokens of all files against each other."""
 
 import json
+import subprocess
+import sys
+from pydoc_data.topics import topics
 
 import pytest
 
@@ -42,18 +45,49 @@ def test_rows_that_no_token_has(folder):
     assert report["warnings"] == []
 
 
-@pytest.mark.parametrize("added", [False, True])
-def test_a_token_without_a_row(folder, added):
-    if added:
-        tokenizer = checkpoints.tokenizer()
-        tokenizer.add_tokens(["<tool>"])
-        tokenizer.save_pretrained(folder)
-    rows, first = (512, "<tool>") if added else (511, None)
-    with pytest.raises(
-        ValueError, match=rf"ids up to {rows}, but the embedding has only {rows} rows; 1 tokens"
-    ) as error:
-        check_tokenizer(folder, rows)
-    assert first is None or repr(first) in str(error.value)
+def test_a_token_of_ordinary_text_without_a_row(folder):
+    with pytest.raises(ValueError, match="ids up to 511, but the embedding has only 511 rows; 1 tokens"):
+        check_tokenizer(folder, 511)
+
+
+def test_an_added_token_without_a_row_is_warned_about(folder):
+    tokenizer = checkpoints.tokenizer()
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.save_pretrained(folder)
+    report = check_tokenizer(folder, 512)
+    (warning,) = report["warnings"]
+    assert "The tokenizer has ids up to 512" in warning and "'<tool>'" in warning
+    assert "resize_token_embeddings(513)" in warning
+    assert (report["tokens"], report["padding_rows"]) == (513, 0)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_folder(tmp_path_factory):
+    """As Llama 2 was first stored: tokenizer.model and no tokenizer.json."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    (folder / "text").write_text("\n".join(topics.values()))
+    options = {"vocab_size": 400, "model_type": "bpe", "byte_fallback": True, "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.train(input=folder / "text", model_prefix=folder / "tokenizer", **options)
+    write(folder, "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"})
+    write(folder, "config.json", {"model_type": "llama"})
+    return folder
+
+
+def test_a_tokenizer_that_has_a_sentencepiece_model_only(sentencepiece_folder):
+    assert check_tokenizer(sentencepiece_folder, 400)["tokens"] == 400
+
+
+@pytest.mark.parametrize("package", ["sentencepiece", "google.protobuf"])
+def test_without_its_packages_the_extra_that_has_them_is_named(package, sentencepiece_folder):
+    script = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from nexus_transformers.tokenization import check_tokenizer\n"
+        f"try: check_tokenizer({str(sentencepiece_folder)!r}, 400)\n"
+        "except ValueError as error: print(error)"
+    )
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "pip install 'nexus-transformers[sentencepiece]'" in output
 
 
 WARNINGS = {

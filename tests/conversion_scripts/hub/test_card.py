@@ -191,7 +191,7 @@ def test_the_card_names_what_the_paper_does_not_have(scale, gate, write):
 def test_random_tokens_are_not_called_text(write, tmp_path):
     assert "1408 positions of random tokens" in write(REPORT).text
     (tmp_path / "model" / "tokenizer_config.json").write_text("{}")
-    assert "1408 positions of real text" in write(REPORT).text
+    assert "1408 positions of real text and random tokens" in write(REPORT).text
 
 
 def test_the_uploaded_card_names_its_repository_and_the_folder_s_own_does_not(write, tmp_path):

@@ -1,0 +1,22 @@
+"""How a config.json was spelled before Transformers 5, for tools that read it with Transformers 4."""
+
+from typing import Any
+
+
+def with_old_spellings(config: dict[str, Any]) -> dict[str, Any]:
+    """
+    A config.json as Transformers 5 writes it -> the same, and what Transformers 4 reads in its place. It ignores
+    `rope_parameters` and `dtype`: without the old names, every model has its defaults.
+    """
+    rope = dict(config.get("rope_parameters") or {})
+    theta, share = rope.pop("rope_theta", None), rope.pop("partial_rotary_factor", None)
+    old: dict[str, Any] = {"torch_dtype": config.get("dtype"), "rope_theta": theta, "partial_rotary_factor": share}
+    if rope.get("rope_type", "default") != "default":
+        old["rope_scaling"] = rope | {"type": rope["rope_type"]}
+    if config["model_type"] == "gpt_neox":
+        old |= {"rotary_emb_base": theta, "rotary_pct": 1.0 if share is None else share}
+    if config["model_type"] == "phi3":
+        old["original_max_position_embeddings"] = rope.get(
+            "original_max_position_embeddings", config["max_position_embeddings"]
+        )
+    return config | {name: value for name, value in old.items() if value is not None and name not in config}

@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 EXTRA ?= dev
 INSTALLED := $(VENV)/installed
-# Compiling all of torch takes longer than unpacking it.
+# Compiling all of torch takes longer than unpacking it: what is imported is compiled then, once. Where the environment
+# forbids Python to keep that, every process would compile torch and Transformers again, which takes ten seconds.
 INSTALL := pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast test-oldest test-next test-release test-stranger upstream-tests bench evidence evidence-quick lint clean

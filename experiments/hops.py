@@ -14,9 +14,9 @@ import torch
 
 from . import figures
 from .models import build, parameters, training_flops
-from .runs import Advance, Experiment, best_by, mean_and_spread, parse
+from .runs import Advance, Experiment, best_by, grouped, over_seeds, parse
 from .synthetic import NAMES as NODE_NAMES
-from .synthetic import accuracy, hops, train
+from .synthetic import Batch, accuracy, hops, train
 
 BUDGET = 2.0  # CPU hours
 LAYERS, ORDERS = [1, 2, 3], [1, 2, 3]
@@ -46,14 +46,11 @@ def most_hops(share: float) -> int:
 def one_run(run: dict, advance: Advance) -> dict:
     model = build(run["variant"], run["layers"], **ARCHITECTURE)
     drawn = itertools.count()
-    losses = train(
-        model,
-        lambda generator: hops(NODES, most_hops(next(drawn) / run["steps"]), BATCH, generator),
-        run["steps"],
-        run["learning_rate"],
-        run["seed"],
-        advance,
-    )
+
+    def draw(generator: torch.Generator) -> Batch:
+        return hops(NODES, most_hops(next(drawn) / run["steps"]), BATCH, generator)
+
+    losses = train(model, draw, run["steps"], run["learning_rate"], run["seed"], advance)
     fresh = torch.Generator().manual_seed(10_000 + run["seed"])
     right = {str(k): accuracy(model, [hops(NODES, MOST, 256, fresh, only=k)]) for k in range(1, MOST + 1)}
     cost = training_flops(run["variant"], run["layers"], BATCH, 5 * NODES, **ARCHITECTURE)
@@ -86,27 +83,24 @@ def main(options: Namespace) -> dict:
     return report
 
 
+def kind(record: dict) -> tuple[int, str]:
+    return record["settings"]["layers"], record["settings"]["variant"]
+
+
 def summarise(records: list[dict]) -> dict[str, dict]:
     """Per model: accuracy by number of hops over the seeds, parameters, and compute over one standard layer's."""
-    groups: dict[str, list[dict]] = {}
-    for record in records:
-        layers, variant = record["settings"]["layers"], record["settings"]["variant"]
-        groups.setdefault(f"{layers} layer{'s' if layers > 1 else ''}, {variant}", []).append(record)
-    base = groups["1 layer, standard"][0]["result"]["training_flops"]
-    return {
-        name: {
-            "layers": same[0]["settings"]["layers"],
-            "variant": same[0]["settings"]["variant"],
-            "accuracy": {
-                k: mean_and_spread([record["result"]["accuracy"][k] for record in same])
-                for k in same[0]["result"]["accuracy"]
-            },
+    base, summary = records[0]["result"]["training_flops"], {}
+    for (layers, variant), same in grouped(records, kind).items():
+        result = same[0]["result"]
+        summary[f"{layers} layer{'s' if layers > 1 else ''}, {variant}"] = {
+            "layers": layers,
+            "variant": variant,
+            "accuracy": {k: over_seeds(same, "accuracy", k) for k in result["accuracy"]},
             "learning_rate": same[0]["settings"]["learning_rate"],
-            "parameters": same[0]["result"]["parameters"],
-            "relative_compute": round(same[0]["result"]["training_flops"] / base, 3),
+            "parameters": result["parameters"],
+            "relative_compute": round(result["training_flops"] / base, 3),
         }
-        for name, same in groups.items()
-    }
+    return summary
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from nexus_transformers.tokenization import train_tokenizer
 
 from . import figures
 from .models import build, label, parameters, training_flops
-from .runs import Advance, Experiment, best_by, mean_and_spread, parse
+from .runs import Advance, Experiment, best_by, grouped, over_seeds, parse
 from .trainer import silent_trainer
 
 BUDGET = 5.0  # CPU hours
@@ -193,11 +193,7 @@ def main(options: Namespace) -> dict:
 
     # which layers to nest, with one seed: a map
     nested = nestings(SIZES[small]["layers"])
-    maps = {
-        name: [settings(small, variant, rate_of(variant, best), compute=compute) for variant in nested]
-        for name, compute in (("map, equal compute", True), ("map, equal steps", False))
-    }
-    stage("map, equal compute", maps["map, equal compute"])
+    stage("map, equal compute", [settings(small, each, rate_of(each, best), compute=True) for each in nested])
 
     # longer; and larger, with learning rates scaled by width, as what is best falls with it
     again("longer", small, LONG, rates[1:], LONGER)
@@ -213,7 +209,7 @@ def main(options: Namespace) -> dict:
     rate = best[("standard",)]["learning_rate"]
     wanted += [settings(small, "standard", rate, seed, True, **shape) for seed in seeds for shape in shapes]
     stage("finalists", wanted)
-    stage("map, equal steps", maps["map, equal steps"])
+    stage("map, equal steps", [settings(small, each, rate_of(each, best)) for each in nested])
 
     report = experiment.finish(summarise(stages))
     figures.language(report, experiment.path.with_suffix(".png"))
@@ -238,29 +234,27 @@ def by_rate(records: list[dict]) -> dict:
 
 
 def by_model(records: list[dict]) -> dict:
-    groups: dict[str, list[dict]] = {}
     shape = records[0]["settings"]
-    for record in records:
-        name = label(record["settings"])
-        if record["settings"]["layers"] != shape["layers"]:
-            name += ", deeper"
-        if record["settings"]["hidden_size"] != shape["hidden_size"]:
-            name += ", wider"
-        groups.setdefault(name, []).append(record)
-    base = next((same[0]["result"] for name, same in groups.items() if name == "standard"), None)
+
+    def name(record: dict) -> str:
+        run = record["settings"]
+        changed = {"deeper": run["layers"] != shape["layers"], "wider": run["hidden_size"] != shape["hidden_size"]}
+        return ", ".join([label(run), *(word for word, holds in changed.items() if holds)])
+
+    groups = grouped(records, name)
     summary = {}
-    for name, same in groups.items():
-        first = same[0]["result"]
-        summary[name] = {
-            "bits_per_byte": mean_and_spread([record["result"]["bits_per_byte"] for record in same]),
-            "parameters": first["parameters"],
-            "steps": same[0]["settings"]["steps"],
-            "learning_rate": same[0]["settings"]["learning_rate"],
-            "training_flops": first["training_flops"],
+    for model, same in groups.items():
+        run, result = same[0]["settings"], same[0]["result"]
+        summary[model] = {
+            "bits_per_byte": over_seeds(same, "bits_per_byte"),
+            "parameters": result["parameters"],
+            **{key: run[key] for key in ("steps", "learning_rate")},
+            "training_flops": result["training_flops"],
             "cpu_seconds": round(sum(record["cpu_seconds"] for record in same) / len(same), 1),
         }
-        if base:
-            summary[name]["relative_compute"] = round(first["training_flops"] / base["training_flops"], 3)
+        if "standard" in groups:
+            base = groups["standard"][0]["result"]["training_flops"]
+            summary[model]["relative_compute"] = round(result["training_flops"] / base, 3)
     return summary
 
 

@@ -15,12 +15,13 @@ and on the simplest task that asks for it (the token after a marker), accuracy a
 """
 
 from argparse import Namespace
+from functools import partial
 
 import torch
 
 from . import figures
 from .models import build, parameters, training_flops
-from .runs import Advance, Experiment, best_by, mean_and_spread, parse
+from .runs import Advance, Experiment, best_by, grouped, over_seeds, parse
 from .synthetic import SYMBOLS, accuracy, marker, recall, train
 
 BUDGET = 1.0  # CPU hours
@@ -86,21 +87,14 @@ def one_run(run: dict, advance: Advance) -> dict:
     fresh = torch.Generator().manual_seed(10_000 + run["seed"])
     before = measure(model, torch.Generator().manual_seed(run["seed"])) if run["task"] == "recall" else None
     size, draw = run["size"], recall if run["task"] == "recall" else marker
-    losses = train(
-        model,
-        lambda generator: draw(size, run["batch"], generator),
-        run["steps"],
-        run["learning_rate"],
-        run["seed"],
-        advance,
-    )
+    losses = train(model, partial(draw, size, run["batch"]), run["steps"], run["learning_rate"], run["seed"], advance)
     length = 4 * size if run["task"] == "recall" else size
+    cost = training_flops(run["variant"], 1, run["batch"], length, **architecture(run["width"]))
     result = {
         "accuracy": accuracy(model, [draw(size, 128, fresh) for _ in range(8)]),
         "loss": losses,
         "parameters": parameters(model),
-        "training_flops": run["steps"]
-        * training_flops(run["variant"], 1, run["batch"], length, **architecture(run["width"])),
+        "training_flops": run["steps"] * cost,
     }
     if before:
         after = measure(model, torch.Generator().manual_seed(run["seed"]))
@@ -135,33 +129,30 @@ def main(options: Namespace) -> dict:
 
 
 def summarise_ranks(records: list[dict]) -> dict:
-    summary = {}
-    for variant in VARIANTS:
-        results = [record["result"] for record in records if record["settings"]["variant"] == variant]
-        summary[variant] = {
-            state: {
-                figure: mean_and_spread([result[state][figure] for result in results]) for figure in results[0][state]
-            }
+    return {
+        variant: {
+            state: {figure: over_seeds(same, state, figure) for figure in same[0]["result"][state]}
             for state in ("initial", "trained")
-        } | {"accuracy": mean_and_spread([result["accuracy"] for result in results])}
-    return summary
+        }
+        | {"accuracy": over_seeds(same, "accuracy")}
+        for variant, same in grouped(records, lambda record: record["settings"]["variant"]).items()
+    }
 
 
 def summarise_marker(records: list[dict]) -> list[dict]:
-    groups: dict[tuple, list[dict]] = {}
-    for record in records:
-        run = record["settings"]
-        groups.setdefault((run["size"], run["variant"], run["width"]), []).append(record)
+    def kind(record: dict) -> tuple:
+        return tuple(record["settings"][name] for name in ("size", "variant", "width"))
+
     return [
         {
             "length": size,
             "variant": variant,
             "width": width,
-            "accuracy": mean_and_spread([record["result"]["accuracy"] for record in same]),
+            "accuracy": over_seeds(same, "accuracy"),
             "parameters": same[0]["result"]["parameters"],
             "training_flops": same[0]["result"]["training_flops"],
         }
-        for (size, variant, width), same in groups.items()
+        for (size, variant, width), same in grouped(records, kind).items()
     ]
 
 

@@ -14,8 +14,8 @@ import torch
 
 from . import figures
 from .models import build, parameters, training_flops
-from .runs import Advance, Experiment, best_by, mean_and_spread, parse
-from .synthetic import IGNORED, SYMBOLS, accuracy, induction, recall, train
+from .runs import Advance, Experiment, best_by, grouped, over_seeds, parse
+from .synthetic import IGNORED, SYMBOLS, Batch, accuracy, induction, recall, train
 
 BUDGET = 2.5  # CPU hours
 WIDTH, HEADS = 64, 4
@@ -26,6 +26,7 @@ SEEDS = [0, 1, 2]
 TESTED = {"recall": [2, 4, 8, 16, 32], "induction": [8, 16, 32, 64]}
 STEPS = {"recall": 2000, "induction": 1200}
 BATCH = 32
+TASKS = {"recall": recall, "induction": induction}
 # Name of the row: variant, layers, width, and by how much longer it is trained.
 ROWS = {
     "1 layer, standard": ("standard", 1, WIDTH, 1.0),
@@ -80,30 +81,24 @@ def settings(task: str, row: str, learning_rate: float, seed: int, quick: bool) 
 
 def one_run(run: dict, advance: Advance) -> dict:
     model = build(run["variant"], run["layers"], **architecture(run["width"]))
-    draw, choice = (recall if run["task"] == "recall" else induction), random.Random(run["seed"])
-    tested = TESTED[run["task"]]
-    losses = train(
-        model,
-        lambda generator: draw(choice.randint(tested[0], tested[-1]), BATCH, generator),
-        run["steps"],
-        run["learning_rate"],
-        run["seed"],
-        advance,
-    )
+    task, tested, choice = TASKS[run["task"]], TESTED[run["task"]], random.Random(run["seed"])
+
+    def draw(generator: torch.Generator) -> Batch:
+        return task(choice.randint(tested[0], tested[-1]), BATCH, generator)
+
+    losses = train(model, draw, run["steps"], run["learning_rate"], run["seed"], advance)
     fresh = torch.Generator().manual_seed(10_000 + run["seed"])
-    right = {str(size): accuracy(model, [draw(size, 64, fresh) for _ in range(4)]) for size in tested}
+    right = {str(size): accuracy(model, [task(size, 64, fresh) for _ in range(4)]) for size in tested}
     tokens = (tested[0] + tested[-1]) // 2 * (2 if run["task"] == "induction" else 4)  # in the mean
     cost = training_flops(run["variant"], run["layers"], BATCH, tokens, **architecture(run["width"]))
-    example = None
-    if run["task"] == "recall" and run["row"] == SHOWN and run["seed"] == SEEDS[0]:
-        example = solved_example(model, fresh)
+    shown = run["task"] == "recall" and run["row"] == SHOWN and run["seed"] == SEEDS[0]
     return {
         "accuracy": right,
         "mean_accuracy": sum(right.values()) / len(right),
         "loss": losses,
         "parameters": parameters(model),
         "training_flops": run["steps"] * cost,
-        "example": example,
+        "example": solved_example(model, fresh) if shown else None,
     }
 
 
@@ -113,10 +108,8 @@ def solved_example(model: torch.nn.Module, generator: torch.Generator) -> dict:
     ids, labels = recall(4, 1, generator)
     model.set_attn_implementation("eager")
     outputs = model(input_ids=ids, use_cache=False, output_attentions=True)
-    names = {}
-    for number in range(4):
-        names[ids[0, 2 * number].item()] = "ABCD"[number]
-        names.setdefault(ids[0, 2 * number + 1].item(), "1234"[number])
+    keys, values = ids[0, :8:2].tolist(), ids[0, 1:8:2].tolist()
+    names = dict(zip(keys + values[::-1], "ABCD4321", strict=True))  # a value that comes twice has its first number
     known = labels != IGNORED
     return {
         "tokens": [names[token] for token in ids[0].tolist()],
@@ -153,24 +146,16 @@ def value_to_key(example: dict) -> list[float]:
 def summarise(records: list[dict]) -> dict:
     """Per task and row: accuracy by size over the seeds, parameters, and training compute over the standard layer's."""
     summary: dict = {}
-    for record in records:
-        task, row = record["settings"]["task"], record["settings"]["row"]
-        summary.setdefault(task, {}).setdefault(row, []).append(record)
-    for rows in summary.values():
-        base = rows["1 layer, standard"][0]["result"]["training_flops"]
-        for row, same in rows.items():
-            results = [record["result"] for record in same]
-            rows[row] = {
-                "accuracy": {
-                    size: mean_and_spread([result["accuracy"][size] for result in results])
-                    for size in results[0]["accuracy"]
-                },
-                "learning_rate": same[0]["settings"]["learning_rate"],
-                "steps": same[0]["settings"]["steps"],
-                "width": same[0]["settings"]["width"],
-                "parameters": results[0]["parameters"],
-                "relative_compute": round(results[0]["training_flops"] / base, 3),
-            }
+    for (task, row), same in grouped(records, lambda each: (each["settings"]["task"], each["settings"]["row"])).items():
+        run, result = same[0]["settings"], same[0]["result"]
+        if task not in summary:  # whose first row is one standard layer
+            base = result["training_flops"]
+        summary.setdefault(task, {})[row] = {
+            "accuracy": {size: over_seeds(same, "accuracy", size) for size in result["accuracy"]},
+            **{key: run[key] for key in ("learning_rate", "steps", "width")},
+            "parameters": result["parameters"],
+            "relative_compute": round(result["training_flops"] / base, 3),
+        }
     return summary
 
 

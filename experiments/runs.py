@@ -12,13 +12,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime, timezone
-from functools import cache
+from functools import cache, reduce
 from multiprocessing import get_context, parent_process
 from multiprocessing.queues import SimpleQueue
+from operator import getitem
 from pathlib import Path
 from threading import Thread
 
@@ -204,19 +205,27 @@ def make_one(function: Callable, settings: Settings, number: int) -> dict:
     }
 
 
+def grouped(found: list[dict], name: Callable[[dict], Hashable]) -> dict[Hashable, list[dict]]:
+    """Lists of what has the same name, in the order of the first of each."""
+    groups: dict[Hashable, list[dict]] = {}
+    for each in found:
+        groups.setdefault(name(each), []).append(each)
+    return groups
+
+
 def best_by(records: list[dict], figure: str, groups: tuple[str, ...], choose: Callable = min) -> dict[tuple, dict]:
     """For each combination of the settings named in `groups`, the settings of the run with the best figure."""
-    best: dict[tuple, dict] = {}
-    for record in records:
-        key = tuple(hashable(record["settings"][group]) for group in groups)
-        value = record["result"][figure]
-        if key not in best or choose(value, best[key]["result"][figure]) != best[key]["result"][figure]:
-            best[key] = record
-    return {key: record["settings"] for key, record in best.items()}
+    same = grouped(records, lambda record: tuple(hashable(record["settings"][group]) for group in groups))
+    return {key: choose(tried, key=lambda record: record["result"][figure])["settings"] for key, tried in same.items()}
 
 
 def hashable(value):
     return tuple(value) if isinstance(value, list) else value
+
+
+def over_seeds(same: list[dict], *keys: str) -> dict:
+    """Mean and spread of a figure, one that stands under these keys in the results of runs that differ in the seed."""
+    return mean_and_spread([reduce(getitem, keys, record["result"]) for record in same])
 
 
 def mean_and_spread(values: list[float]) -> dict:

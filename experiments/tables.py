@@ -1,9 +1,11 @@
 """The tables of RESULTS.md, docs/results/*.md and the model card, from the committed results."""
 
 import json
-from functools import cache
+from functools import cache, partial
 
-from .runs import RESULTS
+from common.report import table
+
+from .runs import RESULTS, grouped
 
 TITLES = {
     "recall": "One layer, several hops",
@@ -51,13 +53,16 @@ def summaries() -> dict[str, dict]:
     return found
 
 
-def table(head: str, rows: list[list[str]]) -> str:
-    lines = [head, "|" + "---|" * head.strip("|").count("|") + "---|"]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
-
-
 def times(relative: float) -> str:
     return f"{relative:.2f} x"
+
+
+def costs(row: dict) -> list[str]:
+    return [f"{row['learning_rate']:g}", f"{row['parameters']:,}", times(row["relative_compute"])]
+
+
+def best_first(models: dict[str, dict]) -> list[tuple[str, dict]]:
+    return sorted(models.items(), key=lambda item: item[1]["bits_per_byte"]["mean"])
 
 
 def state() -> str:
@@ -76,13 +81,7 @@ def state() -> str:
 
 def recall(task: str, sizes: tuple[str, str], unit: str) -> str:
     rows = [
-        [
-            name,
-            *(percent(row["accuracy"][size]) for size in sizes),
-            f"{row['learning_rate']:g}",
-            f"{row['parameters']:,}",
-            times(row["relative_compute"]),
-        ]
+        [name, *(percent(row["accuracy"][size]) for size in sizes), *costs(row)]
         for name, row in summaries()["recall"][task].items()
     ]
     columns = " | ".join(f"{size} {unit}" for size in sizes)
@@ -91,13 +90,7 @@ def recall(task: str, sizes: tuple[str, str], unit: str) -> str:
 
 def hops() -> str:
     rows = [
-        [
-            name,
-            *(percent(each) for each in row["accuracy"].values()),
-            f"{row['learning_rate']:g}",
-            f"{row['parameters']:,}",
-            times(row["relative_compute"]),
-        ]
+        [name, *map(percent, row["accuracy"].values()), *costs(row)]
         for name, row in summaries()["hops"]["models"].items()
     ]
     return table("| answers right | 1 hop | 2 hops | 3 hops | rate | parameters | training FLOPs |", rows)
@@ -115,42 +108,29 @@ def ranks() -> str:
 
 
 def marker() -> str:
-    found = list(reports()["rank"]["summary"]["marker"])
-    groups: dict[tuple, list[dict]] = {}
-    for each in found:
-        groups.setdefault((each["variant"], each["width"]), []).append(each)
-    rows = [
-        [
-            *group,
-            *(percent(each["accuracy"]) for each in same),
-            f"{same[0]['parameters']:,}",
-            times(same[0]["training_flops"] / found[0]["training_flops"]),
-        ]
-        for group, same in groups.items()
-    ]
+    found = reports()["rank"]["summary"]["marker"]
+    rows = []
+    for group, same in grouped(found, lambda row: (row["variant"], row["width"])).items():
+        relative = same[0]["training_flops"] / found[0]["training_flops"]
+        right = [percent(each["accuracy"]) for each in same]
+        rows.append([*group, *right, f"{same[0]['parameters']:,}", times(relative)])
     return table("| answers right | width | 16 tokens | 64 tokens | parameters | training FLOPs |", rows)
 
 
 def language(stage: str) -> str:
-    models = sorted(summaries()["language"][stage].items(), key=lambda item: item[1]["bits_per_byte"]["mean"])
-    rows = [
-        [
-            name,
-            figure(row["bits_per_byte"]),
-            f"{row['learning_rate']:.2g}",
-            f"{row['parameters']:,}",
-            row["steps"],
-            times(row["relative_compute"]),
-        ]
-        for name, row in models
-    ]
+    rows = []
+    for name, row in best_first(summaries()["language"][stage]):
+        cost = [f"{row['parameters']:,}", row["steps"], times(row["relative_compute"])]
+        rows.append([name, figure(row["bits_per_byte"]), f"{row['learning_rate']:.2g}", *cost])
     return table("| model | held-out bits per byte | rate | parameters | steps | training FLOPs |", rows)
 
 
 def nestings() -> str:
     compute, steps = (summaries()["language"][f"map, equal {each}"] for each in ("compute", "steps"))
-    ranked = sorted(compute, key=lambda name: compute[name]["bits_per_byte"]["mean"])
-    rows = [[name, *(figure(stage[name]["bits_per_byte"]["mean"]) for stage in (compute, steps))] for name in ranked]
+    rows = [
+        [name, *(figure(each["bits_per_byte"]["mean"]) for each in (row, steps[name]))]
+        for name, row in best_first(compute)
+    ]
     return table("| orders of the layers | equal compute | equal steps |", rows)
 
 
@@ -190,13 +170,9 @@ def evidence() -> str:
     """The table that model cards quote."""
     recalled, stages = summaries()["recall"]["recall"], summaries()["language"]
     size = figure(stages["longer"]["standard"]["parameters"] / 1e6, 1)
-    rows = [
-        [
-            "associative recall over 32 pairs, one layer from scratch, equal parameters: answers right",
-            *(percent(recalled[f"1 layer, {each}"]["accuracy"]["32"]) for each in ("order 2", "standard")),
-        ]
-    ]
     first = f"language model of {size} million parameters from scratch, first layer nested, equal steps: bits per byte"
+    right = [percent(recalled[f"1 layer, {each}"]["accuracy"]["32"]) for each in ("order 2", "standard")]
+    rows = [["associative recall over 32 pairs, one layer from scratch, equal parameters: answers right", *right]]
     for title, stage, model in (
         (first, "ablation", "order 2, first layer"),
         ("the same, three times as long, equal compute", "longer", "order 2, first layer"),
@@ -212,18 +188,15 @@ def evidence() -> str:
 
 BLOCKS = {
     "state": state,
-    "recall": lambda: recall("recall", ("8", "32"), "pairs"),
-    "induction": lambda: recall("induction", ("16", "64"), "tokens"),
+    "recall": partial(recall, "recall", ("8", "32"), "pairs"),
+    "induction": partial(recall, "induction", ("16", "64"), "tokens"),
     "hops": hops,
     "ranks": ranks,
     "marker": marker,
-    **{stage: lambda stage=stage: language(stage) for stage in ("ablation", "finalists", "longer", "larger")},
+    **{stage: partial(language, stage) for stage in ("ablation", "finalists", "longer", "larger")},
     "map": nestings,
-    **{
-        f"{stage}learning rates": lambda stage=stage: rates(f"{stage}learning rates")
-        for stage in ("", "longer, ", "larger, ")
-    },
-    "Shakespeare": lambda: retrofit("Shakespeare"),
-    "reasoning": lambda: retrofit("reasoning"),
+    **{stage: partial(rates, stage) for stage in (f"{size}learning rates" for size in ("", "longer, ", "larger, "))},
+    "Shakespeare": partial(retrofit, "Shakespeare"),
+    "reasoning": partial(retrofit, "reasoning"),
     "comparisons": comparisons,
 }

@@ -83,14 +83,9 @@ def cost(folder: Path, run: dict) -> int:
     return step_flops(config_of(folder, run["order"]), run["trained"], examples, run["batch"])
 
 
-def equal_compute_steps(steps: int, nested: int, rival: int) -> int:
-    """Steps of the rival that cost what `steps` of the nested model do, each given what one step costs."""
-    return round(steps * nested / rival)
-
-
 def longer(folder: Path, rival: dict, nested: dict) -> dict:
     """The rival's run with as many steps as cost what the nested model's run does."""
-    steps = equal_compute_steps(nested["steps"], cost(folder, nested), cost(folder, rival))
+    steps = round(nested["steps"] * cost(folder, nested) / cost(folder, rival))
     return rival | {"method": f"{rival['method']}, longer", "steps": steps}
 
 
@@ -125,21 +120,15 @@ def finer_rates(run: dict) -> list[dict]:
     ]
 
 
-def best(records: list[dict], corpus: str) -> dict:
-    same = [record for record in records if record["settings"]["corpus"] == corpus]
-    return min(same, key=lambda record: record["result"]["validation_loss"])["settings"]
-
-
 class Retrofit:
     """The experiment's stages."""
 
     def __init__(self, options: Namespace):
-        self.options = options
-        self.quick = self.options.quick
+        self.quick = options.quick
         self.model = "toy" if self.quick else "smollm2"
         self.seeds = SEEDS[:2] if self.quick else SEEDS
-        self.experiment = Experiment("retrofit", BUDGET, self.options)
-        self.folder = prepare(self.model, self.options.out / "toy" if self.quick else None)
+        self.experiment = Experiment("retrofit", BUDGET, options)
+        self.folder = prepare(self.model, options.out / "toy" if self.quick else None)
         self.stages: dict[str, list[dict]] = {}
         self.winners: list[tuple[str, str, str]] = []  # corpus, best recipe of the nested model, its rival
 
@@ -168,14 +157,10 @@ class Retrofit:
         }
         wanted = [run | {"seed": seed} for each in (tuned, longest) for seed in self.seeds for run in each.values()]
         self.stage("equal steps, equal compute", wanted)
-        self.draw()
         self.search(tuned, longest)
         report = self.experiment.finish(summarise(self.stages, RIVALS, self.winners))
-        self.draw()
+        plot(report["summary"], self.experiment.path.with_suffix(".png"))
         return report
-
-    def draw(self) -> None:
-        plot(self.experiment.summary, self.experiment.path.with_suffix(".png"))
 
     def search(self, tuned: dict, longest: dict) -> None:
         """
@@ -189,10 +174,15 @@ class Retrofit:
             source += finer_rates(longest[corpus, PLAIN])[-1 if self.quick else 0 :]
         records = self.stage("recipes", nested + source) + self.stages["equal steps, equal compute"]
         first = [record for record in records if record["settings"]["seed"] == self.seeds[0]]
+        best = {
+            start: best_by(
+                [each for each in first if each["settings"]["method"].startswith(start)], "validation_loss", ("corpus",)
+            )
+            for start in (NESTED, f"{PLAIN}, longer")
+        }
         wanted = []
         for corpus in CORPORA:
-            winner = best([each for each in first if each["settings"]["method"].startswith(NESTED)], corpus)
-            rival = best([each for each in first if each["settings"]["method"].startswith(f"{PLAIN}, longer")], corpus)
+            winner, rival = (runs[(corpus,)] for runs in best.values())
             fitted = longer(self.folder, rival | {"method": f"{PLAIN}, for the best recipe"}, winner)
             rival = rival if fitted["steps"] == rival["steps"] else fitted
             self.winners.append((corpus, winner["method"], rival["method"]))

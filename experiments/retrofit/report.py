@@ -4,13 +4,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..runs import mean_and_spread
+from ..runs import grouped, mean_and_spread, over_seeds
 
 NESTED, SOURCE = "#d55e00", "#0072b2"
 BRANCHES = {"query": "-", "key": "--"}
@@ -35,26 +33,24 @@ def summarise(
     """
     records = list({json.dumps(each["settings"]): each for stage in stages.values() for each in stage}.values())
     before = {each["settings"]["corpus"]: each for each in records if each["settings"]["method"] == "source"}
-    trained = [each for each in records if each["settings"]["steps"] > 0]
-    chosen = choose(trained)
+    chosen = choose([each for each in records if each["settings"]["steps"] > 0])
     results: dict = {}
     for (corpus, method), (same, tries) in chosen.items():
-        if corpus not in before:
-            continue
-        start = before[corpus]["result"]
-        results.setdefault(corpus, {})[method] = describe(same, start) | {"settings_tried": tries}
-    corpora = list(results)
+        if corpus in before:
+            described = describe(same, before[corpus]["result"]) | {"settings_tried": tries}
+            results.setdefault(corpus, {})[method] = described
     pairs = [
         (corpus, nested, name, at)
-        for corpus in corpora
+        for corpus in results
         for nested, rival in rivals.items()
         for at, name in (("equal steps", rival), ("equal compute", f"{rival}, longer"))
     ]
     pairs += [(*recipe, "equal compute") for recipe in recipes]
+    there = [pair for pair in pairs if all((pair[0], method) in chosen for method in pair[1:3])]
     return {
         "stages": list(stages),
         "before": {corpus: untrained(corpus, records) for corpus in before},
-        "comparisons": [compared for pair in pairs if (compared := compare(*pair, chosen))],
+        "comparisons": [compare(*pair, chosen) for pair in there],
         "results": results,
     }
 
@@ -64,48 +60,39 @@ def choose(records: list[dict]) -> dict[tuple[str, str], tuple[list[dict], int]]
     For each corpus and method the runs that differ in the seed alone: of the settings with most seeds those with the
     least validation loss. And how many settings were tried.
     """
-    groups: dict[tuple[str, str], dict[str, list[dict]]] = {}
-    for record in records:
-        settings = record["settings"]
-        alike = json.dumps({name: value for name, value in settings.items() if name != "seed"})
-        groups.setdefault((settings["corpus"], settings["method"]), {}).setdefault(alike, []).append(record)
-    return {
-        key: (min(tried.values(), key=lambda same: (-len(same), mean(same, "validation_loss"))), len(tried))
-        for key, tried in groups.items()
-    }
-
-
-def mean(records: list[dict], figure: str) -> float:
-    return mean_and_spread([record["result"][figure] for record in records])["mean"]
+    chosen = {}
+    for key, runs in grouped(records, lambda each: (each["settings"]["corpus"], each["settings"]["method"])).items():
+        tried = grouped(runs, lambda each: json.dumps(each["settings"] | {"seed": None})).values()
+        best = min(tried, key=lambda same: (-len(same), over_seeds(same, "validation_loss")["mean"]))
+        chosen[key] = (best, len(tried))
+    return chosen
 
 
 def describe(same: list[dict], start: dict) -> dict:
     """Figures over the seeds. `forgotten` is the rise of the loss on the text that was not trained on."""
-    results = [record["result"] for record in same]
-    settings = same[0]["settings"]
+    results, settings = [record["result"] for record in same], same[0]["settings"]
+    first = results[0]
     described = {name: settings[name] for name in ("learning_rate", "scalar_learning_rate", "steps")}
     for figure in FIGURES:
-        if figure in results[0]:
-            values = [result[figure] for result in results]
-            described[figure] = mean_and_spread(values) | {"values": values}
-    forgotten = [result["other_loss"] - start["other_loss"] for result in results]
-    described["forgotten"] = mean_and_spread(forgotten) | {"values": forgotten}
-    for task in results[0].get("accuracy", {}):
-        values = [result["accuracy"][task] for result in results]
-        described.setdefault("accuracy", {})[task] = mean_and_spread(values)
+        if figure in first:
+            described[figure] = spread([result[figure] for result in results])
+    described["forgotten"] = spread([result["other_loss"] - start["other_loss"] for result in results])
+    if "accuracy" in first:
+        described["accuracy"] = {task: over_seeds(same, "accuracy", task) for task in first["accuracy"]}
     return described | {
-        "trained_parameters": results[0]["trained_parameters"],
-        "training_flops": results[0]["training_flops"],
-        "training_cpu_seconds": round(sum(result["training_cpu_seconds"] for result in results) / len(results), 1),
-        "scalars": {
-            kind: over_seeds([result["scalars"][kind] for result in results]) for kind in results[0]["scalars"]
-        },
+        **{name: first[name] for name in ("trained_parameters", "training_flops")},
+        "training_cpu_seconds": round(over_seeds(same, "training_cpu_seconds")["mean"], 1),
+        "scalars": {kind: by_layer([result["scalars"][kind] for result in results]) for kind in first["scalars"]},
     }
 
 
-def over_seeds(layers: list[list[float | None]]) -> list[float | None]:
-    """The mean of each layer."""
-    return [None if each[0] is None else round(sum(each) / len(each), 5) for each in zip(*layers, strict=True)]
+def spread(values: list[float]) -> dict:
+    return mean_and_spread(values) | {"values": values}
+
+
+def by_layer(scalars: list[list[float | None]]) -> list[float | None]:
+    """The mean over the seeds of each layer."""
+    return [None if each[0] is None else round(sum(each) / len(each), 5) for each in zip(*scalars, strict=True)]
 
 
 def untrained(corpus: str, records: list[dict]) -> dict:
@@ -116,20 +103,17 @@ def untrained(corpus: str, records: list[dict]) -> dict:
     return kept | {"closed_gates_differ_by": max((abs(each["loss"] - source["loss"]) for each in others), default=None)}
 
 
-def compare(corpus: str, nested: str, rival: str, at: str, chosen: dict) -> dict | None:
+def compare(corpus: str, nested: str, rival: str, at: str, chosen: dict) -> dict:
     """Nested minus rival, seed by seed: runs with one seed see the same data in the same order."""
-    if (corpus, nested) not in chosen or (corpus, rival) not in chosen:
-        return None
-    by_seed = [
+    ours, theirs = (
         {record["settings"]["seed"]: record["result"] for record in chosen[corpus, method][0]}
         for method in (nested, rival)
-    ]
-    seeds = sorted(set(by_seed[0]) & set(by_seed[1]))
+    )
+    seeds = sorted(ours.keys() & theirs.keys())
     compared = {"corpus": corpus, "nested": nested, "rival": rival, "at": at}
     for figure in FIGURES:
-        if seeds and figure in by_seed[0][seeds[0]]:
-            values = [by_seed[0][seed][figure] - by_seed[1][seed][figure] for seed in seeds]
-            compared[figure] = mean_and_spread(values) | {"values": values}
+        if seeds and figure in ours[seeds[0]]:
+            compared[figure] = spread([ours[seed][figure] - theirs[seed][figure] for seed in seeds])
     return compared
 
 
@@ -137,26 +121,27 @@ def plot(summary: dict, path: Path) -> None:
     """One row for each corpus; the one without answers to be right has a wider panel of gates."""
     results = summary["results"]
     panels = {corpus: [name for name in PANELS if name in next(iter(results[corpus].values()))] for corpus in results}
-    rows = [[f"{corpus} {name}" for name in panels[corpus]] for corpus in results]
-    layout = [row + [f"{corpus} gates"] * (5 - len(row)) for corpus, row in zip(results, rows, strict=True)]
+    layout = [
+        [f"{corpus} {name}" for name in names] + [f"{corpus} gates"] * (5 - len(names))
+        for corpus, names in panels.items()
+    ]
     height = sum(1.2 + 0.2 * len(methods) for methods in results.values())
-    figure, axes = plt.subplot_mosaic(layout, figsize=(16, height), layout="constrained")
+    figure = Figure(figsize=(16, height), layout="constrained")
+    axes = figure.subplot_mosaic(layout)
     for corpus, methods in results.items():
         before = summary["before"][corpus] | {"forgotten": 0.0}
-        for number, name in enumerate(panels[corpus]):
-            axis = axes[f"{corpus} {name}"]
-            dots(axis, {method: figures[name] for method, figures in methods.items()}, before[name], PANELS[name])
-            if name == "loss":
-                cut(axis, {method: figures[name]["mean"] for method, figures in methods.items()}, before[name])
-            if number > 0:
-                axis.set_yticklabels([])
+        for name in panels[corpus]:
+            figures = {method: each[name] for method, each in methods.items()}
+            dots(axes[f"{corpus} {name}"], figures, before[name], PANELS[name])
+            if name != "loss":
+                axes[f"{corpus} {name}"].set_yticklabels([])
+        cut(axes[f"{corpus} loss"], [each["loss"]["mean"] for each in methods.values()], before["loss"])
         axes[f"{corpus} loss"].set_title(corpus, loc="left", fontweight="bold")
         gates(axes[f"{corpus} gates"], methods)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
-def dots(axis: plt.Axes, figures: dict[str, dict], start: float, label: str) -> None:
+def dots(axis: Axes, figures: dict[str, dict], start: float, label: str) -> None:
     """A line of the axis for each method: its seeds as dots, their mean as a bar. Dotted: the model before."""
     for y, (method, figure) in enumerate(figures.items()):
         colour = NESTED if method.startswith("order") else SOURCE
@@ -170,25 +155,25 @@ def dots(axis: plt.Axes, figures: dict[str, dict], start: float, label: str) -> 
     axis.grid(axis="x", linewidth=0.3)
 
 
-def cut(axis: plt.Axes, means: dict[str, float], start: float) -> None:
+def cut(axis: Axes, means: list[float], start: float) -> None:
     """
     Ends the axis where the methods end that bring the loss at least half as far down as the best; of the others, which
     would press these together, the mean is written at the edge.
     """
     axis.set_xlabel(f"{axis.get_xlabel()}\n(before: {start:.3f})", fontsize=9)
-    half = (min(means.values()) + start) / 2
-    if half <= min(means.values()):  # nothing was learned
+    half = (min(means) + start) / 2
+    if half <= min(means):  # nothing was learned
         return
     seen = [x for line in axis.lines for x in line.get_xdata() if x <= half]
     low, high = min(seen), max(seen)
     axis.set_xlim(low - 0.05 * (high - low), high + 0.3 * (high - low))
-    for y, mean in enumerate(means.values()):
+    for y, mean in enumerate(means):
         if mean > half:
             edge = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 8}
             axis.text(0.98, y, f"{mean:.3f} →", **edge)
 
 
-def gates(axis: plt.Axes, methods: dict[str, dict]) -> None:
+def gates(axis: Axes, methods: dict[str, dict]) -> None:
     """Where the gates stand after training, by layer, the mean of the seeds."""
     for method, colour in OPENED.items():
         for branch, style in BRANCHES.items():

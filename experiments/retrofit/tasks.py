@@ -17,6 +17,7 @@ from pydoc_data.topics import topics
 import torch
 from transformers import AutoTokenizer
 
+from common.report import write
 from common.texts import CACHE, shakespeare
 
 from ..converted import convert
@@ -41,7 +42,6 @@ SIZES = {  # blocks of text and their tokens; examples per task, and the longest
     "toy": {"length": 64, "train": 24, "validation": 2, "test": 4, "longest": 500}
     | {"task_train": 8, "task_validation": 2, "task_test": 3},
 }
-PARTS = ("train", "validation", "test")
 
 
 def prepare(name: str, folder: Path | None = None) -> Path:
@@ -63,9 +63,7 @@ def prepare(name: str, folder: Path | None = None) -> Path:
             texts[TEXT] = lambda: documentation(half=1)
         data = {kind: text_rows(tokenizer, source(), SIZES[name]) for kind, source in texts.items()}
         data[REASONING] = task_rows(tokenizer, SIZES[name])
-        unfinished = file.with_suffix(".tmp")
-        unfinished.write_text(json.dumps({"made_with": made_with} | data))
-        unfinished.replace(file)
+        write(file, json.dumps({"made_with": made_with} | data))
     return folder
 
 
@@ -85,9 +83,10 @@ def documentation(half: int = 0) -> dict[str, list[str]]:
     names = sorted(topics)
     random.Random(0).shuffle(names)
     names = names[half::2]
-    split = {"train": names[8:], "validation": names[:4], "test": names[4:8]}
     if half == 0:  # the text that nothing is trained on: all of it for the test
         split = {"train": [], "validation": [], "test": names}
+    else:
+        split = {"train": names[8:], "validation": names[:4], "test": names[4:8]}
     return {part: [topics[name] for name in chosen] for part, chosen in split.items()}
 
 

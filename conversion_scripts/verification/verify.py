@@ -17,7 +17,7 @@ from ..checkpoint.files import REPORT_FILE, read_json, write_json
 from ..checkpoint.open import Nexus, Source, open_nexus, open_source
 from ..checkpoint.plan import check_tensors, parts_of
 from ..checkpoint.weights import Checkpoint
-from ..progress import bytes_bar, spinner
+from ..progress import bytes_bar, console
 from .isolated import run_isolated
 
 FUSED_TOLERANCE = 2**-15  # of the largest logit, in float32, for sources that multiply fused weights
@@ -51,7 +51,7 @@ def verify_opened(source: Source, out: Path, layer_by_layer: bool = False) -> di
     nexus = open_nexus(out)
     check_tensors(nexus, "NexusForCausalLM")
     figures = compare_tensors(source, nexus)
-    with spinner("comparing source and result in a fresh process"):
+    with console.status("comparing source and result in a fresh process"):
         figures |= compare_functions(
             source, nexus, layer_by_layer or not (fits_in_memory(source) and fits_in_memory(nexus))
         )

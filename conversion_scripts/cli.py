@@ -16,10 +16,9 @@ from ..inspection import inspect as run_inspect
 from ..inspection.printing import print_inspection
 from .convert import convert as run_convert
 from .hub.card import refresh_card
-from .hub.push import print_push
 from .hub.push import push as run_push
 from .nesting import Nesting
-from .printing import print_json, print_plan, print_report, print_verification
+from .printing import print_json, print_plan, print_push, print_report, print_verification
 from .to_source import convert_to_source
 from .tokenizer_command import app as tokenizer_app
 from .verification.verify import verify as run_verify

@@ -86,6 +86,41 @@ def print_plan(plan: dict[str, Any], out: Path) -> None:
         console.print(f"  {name:13} {line}")
 
 
+def print_push(result: dict[str, Any]) -> None:
+    files, dry_run = result["files"], result.get("dry_run", False)
+    total = size(sum(description["bytes"] for description in files.values()))
+    if dry_run:
+        state = "exists" if result["exists"] else "does not exist and would be made"
+        kind = "private" if result["private"] else "public"
+        console.print(
+            f"Nothing was sent. {result['url']} {state} ({kind}). These {len(files)} files, {total}, would be:"
+        )
+        for name, description in files.items():
+            console.print(f"  {description['bytes']:>14,}  {name}")
+    elif result["unchanged"]:
+        console.print(
+            f"{result['url']} already holds exactly this, as commit {result['commit']}: nothing was uploaded."
+        )
+    else:
+        console.print(f"Uploaded {len(files)} files, {total}, to {result['url']} as commit {result['commit']}.")
+    for label, names in (("Left out", result["left_out"]), ("Deleted there", result["deleted"])):
+        if names:
+            console.print(f"{label}: {', '.join(names)}.")
+    for note in result["notes"]:
+        console.print(f"Note: {note}.")
+    if not dry_run:
+        figures = result["verification"]
+        outputs = (
+            f"outputs equal at {figures['positions']} positions"
+            if "positions" in figures
+            else "outputs not compared, as the model does not fit in memory"
+        )
+        console.print(
+            f"Downloaded again and loaded in a fresh process: {figures['files']} files with equal sha256, config "
+            f"{'and tokenizer ' if figures['tokenizer'] else ''}equal, {outputs}."
+        )
+
+
 def added(model: dict[str, Any]) -> str:
     """The parameters that it has beyond its source."""
     inner = f" and {model['inner_parameters']:,} of inner layers drawn at random" if model["inner_parameters"] else ""

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-console = Console(stderr=True)
+console = Console(stderr=True)  # its `status` is for work whose length is not known; piped, it prints nothing
 
 
 @contextmanager
@@ -46,16 +46,6 @@ def alongside(
         except BaseException:
             failed = True
             raise
-
-
-@contextmanager
-def spinner(description: str) -> Iterator[None]:
-    """For work whose length is not known."""
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(description):
-        yield
 
 
 def quiet_when_piped() -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..configuration_nexus import BRANCHES
 from ..conversion_scripts.checkpoint.output import check_output, staged_output
-from ..conversion_scripts.progress import spinner
+from ..conversion_scripts.progress import console
 from ..modeling_nexus import NexusPreTrainedModel
 from .collect import LayerView, check_size, collect
 from .figures import figures, most_changed
@@ -59,7 +59,7 @@ def inspect(
         open_gates(loaded, gates)
     prompt_ids = encode(loaded, tokenizer, prompt, chat, generate)
     check_size(loaded.config, prompt_ids.shape[1] + generate)
-    with spinner("running the model and reading its layers"):
+    with console.status("running the model and reading its layers"):
         ids = continued(loaded, prompt_ids, generate)
         views = collect(loaded, ids)
     facts = {

@@ -23,8 +23,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import filter_repo_objects, logging, validate_repo_id
 
 from ...errors import HubError, reason_of
-from ..printing import console, size
-from ..progress import quiet_when_piped, spinner
+from ..progress import console, quiet_when_piped
 from ..verification.isolated import run_isolated
 from ..verification.verify import fits_in_memory
 from .upload import MODEL_FILES, WEIGHT_FILES, Upload, prepare
@@ -166,7 +165,7 @@ def verify_pushed(upload: Upload, repo_id: str, commit: str) -> dict[str, Any]:
         f"{repo_id}: was uploaded as commit {commit}; to check it again, run the same command, which uploads nothing "
         "twice. It could not be downloaded and loaded again"
     )
-    with spinner("downloading the commit and loading it in a fresh process"):
+    with console.status("downloading the commit and loading it in a fresh process"):
         figures = run_isolated("pushed_check.py", request, failure)
     if figures["differences"]:
         raise HubError(
@@ -174,38 +173,3 @@ def verify_pushed(upload: Upload, repo_id: str, commit: str) -> dict[str, Any]:
             f"{'; '.join(figures['differences'])}. Do not use it; run the same command again."
         )
     return figures
-
-
-def print_push(result: dict[str, Any]) -> None:
-    files, dry_run = result["files"], result.get("dry_run", False)
-    total = size(sum(description["bytes"] for description in files.values()))
-    if dry_run:
-        state = "exists" if result["exists"] else "does not exist and would be made"
-        kind = "private" if result["private"] else "public"
-        console.print(
-            f"Nothing was sent. {result['url']} {state} ({kind}). These {len(files)} files, {total}, would be:"
-        )
-        for name, description in files.items():
-            console.print(f"  {description['bytes']:>14,}  {name}")
-    elif result["unchanged"]:
-        console.print(
-            f"{result['url']} already holds exactly this, as commit {result['commit']}: nothing was uploaded."
-        )
-    else:
-        console.print(f"Uploaded {len(files)} files, {total}, to {result['url']} as commit {result['commit']}.")
-    for label, names in (("Left out", result["left_out"]), ("Deleted there", result["deleted"])):
-        if names:
-            console.print(f"{label}: {', '.join(names)}.")
-    for note in result["notes"]:
-        console.print(f"Note: {note}.")
-    if not dry_run:
-        figures = result["verification"]
-        outputs = (
-            f"outputs equal at {figures['positions']} positions"
-            if "positions" in figures
-            else "outputs not compared, as the model does not fit in memory"
-        )
-        console.print(
-            f"Downloaded again and loaded in a fresh process: {figures['files']} files with equal sha256, config "
-            f"{'and tokenizer ' if figures['tokenizer'] else ''}equal, {outputs}."
-        )

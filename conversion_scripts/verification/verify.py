@@ -19,7 +19,7 @@ from ..checkpoint.open import Nexus, Source, open_nexus, open_source
 from ..checkpoint.plan import check_tensors, parts_of
 from ..checkpoint.weights import Checkpoint
 from ..families import decoder_fields
-from ..progress import bytes_bar, spinner
+from ..progress import bytes_bar, console
 from .isolated import run_isolated
 
 FUSED_TOLERANCE = 2**-15  # of the largest logit, in float32, for sources that multiply fused weights
@@ -61,7 +61,7 @@ def verify_opened(
     # Where the source multiplies fused weights, products are rounded otherwise: float32 keeps the difference small.
     dtype = torch.float32 if source.family.fused else nexus.dtype
     fit = all(fits_in_memory(checkpoint, dtype) for checkpoint in (source, nexus))
-    with spinner("comparing source and result in a fresh process"):
+    with console.status("comparing source and result in a fresh process"):
         figures |= compare_functions(source, nexus, dtype, layer_by_layer or not fit)
     judge(figures, nexus.label)
     return figures

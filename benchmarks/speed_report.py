@@ -98,10 +98,8 @@ def row(case: Case, variant: str, models: dict, timing: Timing, peaks: dict[str,
     if caches:
         figures["cache_bytes"] = caches[variant]
         figures["cache_ratio"] = caches[variant] / caches[LLAMA]
-        arguments = {"batch": 1, "length": 1, "itemsize": 1}
-        figures["cache_bound"] = costs.cache_bytes(model.config, **arguments) / costs.cache_bytes(
-            llama.config, **arguments
-        )
+        bounds = [costs.cache_bytes(each.config, batch=1, length=1, itemsize=1) for each in (model, llama)]
+        figures["cache_bound"] = bounds[0] / bounds[1]
     return figures
 
 

@@ -3,11 +3,13 @@
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
 
+TRAINING = ("train", "train checkpointed")
 LLAMA = "llama"
 CONTROL = "llama again"  # a second Llama, measured as if it were a rival: how far from 1 noise alone gets
 
@@ -97,6 +99,12 @@ class Case:
     def label(self) -> str:
         compiled = ", compiled" if self.compiled else ""
         return f"{self.shape}, {self.task} {self.batch} x {self.length}, {self.dtype}{compiled}"
+
+    def flops(self, config: PreTrainedConfig, attention: str) -> dict[str, int]:
+        """What costs.py counts of it, but for decoding."""
+        training = self.task in TRAINING
+        kind = {"logits": None if training else 1, "training": training, "attention": attention}
+        return costs.flops(config, self.batch, self.length, checkpointed=self.task == "train checkpointed", **kind)
 
 
 def cases(preset: str) -> list[Case]:

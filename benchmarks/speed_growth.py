@@ -6,7 +6,7 @@ Measured as in speed.py, on a stack of SmolLM2's layers: forward passes, and tra
 """
 
 import argparse
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,37 +32,29 @@ TITLES = {
 COLOURS = {"prefill": "#0072b2", "train": "#d55e00"}
 
 
-@dataclass(frozen=True)
-class Point:
-    """One figure of one panel: `variable` is what grows, `value` how far it has."""
-
-    variable: str
-    value: int
-    nesting: dict
-    batch: int = 1
-    length: int = 256
-
-
-def points(toy: bool) -> list[Point]:
-    """The points of all panels."""
-    two = {"attention_order": 2}
-    chosen = [Point("length", length, two, length=length) for length in (64, 128, 256, 512, 1024, 2048)]
-    chosen += [Point("order", order, {"attention_order": order}) for order in (1, 2, 3, 4, 5)]
-    chosen += [Point("nested layers", nested, {"attention_order": [2] * nested}) for nested in range(LAYERS + 1)]
-    chosen += [Point("batch", batch, two, batch=batch, length=128) for batch in (1, 2, 4, 8, 16)]
+def points(toy: bool) -> list[dict]:
+    """The figures of all panels: `variable` is what grows, `value` how far it has."""
+    common = {"nesting": {"attention_order": 2}, "batch": 1, "length": 256}
+    chosen = [common | {"variable": "length", "value": n, "length": n} for n in (64, 128, 256, 512, 1024, 2048)]
+    chosen += [common | {"variable": "order", "value": n, "nesting": {"attention_order": n}} for n in (1, 2, 3, 4, 5)]
+    chosen += [
+        common | {"variable": "nested layers", "value": n, "nesting": {"attention_order": [2] * n}}
+        for n in range(LAYERS + 1)
+    ]
+    chosen += [common | {"variable": "batch", "value": n, "batch": n, "length": 128} for n in (1, 2, 4, 8, 16)]
     if toy:
-        chosen = [replace(point, batch=min(point.batch, 2), length=8) for point in chosen if point.value in (2, 64)]
+        chosen = [each | {"batch": min(each["batch"], 2), "length": 8} for each in chosen if each["value"] in (2, 64)]
     return chosen
 
 
-def measure(point: Point, task: str, seconds: float, device: str, toy: bool) -> dict:
+def measure(point: dict, task: str, seconds: float, device: str, toy: bool) -> dict:
     """A row as in speed.py, with the point."""
     shape = replace(TOY, num_layers=LAYERS) if toy else SMOLLM2.stack(LAYERS)
-    models = build(shape, {"nexus": point.nesting}, torch.float32, device)
-    case = Case("smollm2-135m stack", task, point.batch, point.length)
+    models = build(shape, {"nexus": point["nesting"]}, torch.float32, device)
+    case = Case("smollm2-135m stack", task, point["batch"], point["length"])
     runners = {name: runner(model, case) for name, model in models.items()}
     timings = interleave(runners[LLAMA], {"nexus": runners["nexus"]}, device, seconds, min_rounds=5)
-    return asdict(point) | row(case, "nexus", models, timings["nexus"], {}, {})
+    return point | row(case, "nexus", models, timings["nexus"], {}, {})
 
 
 def plot(report: dict, path: Path) -> None:

@@ -10,10 +10,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-from .speed_cases import Case
+from .speed_cases import TRAINING, Case
 
 DECODED = 16  # tokens per run: enough that the timer and the crop in between do not show
-TRAINING = ("train", "train checkpointed")
 MOST_ROUNDS = 31
 
 

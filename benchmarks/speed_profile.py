@@ -15,17 +15,16 @@ from pathlib import Path
 
 import torch
 import transformers
-from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
+from rich.progress import track
 from torch.profiler import ProfilerActivity, profile
 
-from common import costs
-from common.report import heading, save
+from common.report import heading, save, table
 
 from .speed import RESULTS
-from .speed_cases import LLAMA, SHAPES, TOY, VARIANTS, Case, build
-from .speed_measure import TRAINING, Runner, runner
+from .speed_cases import LLAMA, SHAPES, TOY, TRAINING, VARIANTS, Case, build
+from .speed_measure import Runner, runner
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 TASKS = ("prefill", "decode", *TRAINING)
@@ -52,42 +51,34 @@ def predicted(case: Case, name: str, seconds: float, llama, nexus) -> float:
     """What `seconds` of Llama become if this kind costs what is counted."""
     if case.task == "decode" or name not in ("products", "attention"):
         return seconds
-    arguments = {"logits": None if case.task in TRAINING else 1, "training": case.task in TRAINING}
-    arguments |= {"checkpointed": case.task == "train checkpointed", "attention": "cpu"}
-    parts = [costs.flops(each, case.batch, case.length, **arguments) for each in (llama, nexus)]
+    parts = [case.flops(each, "cpu") for each in (llama, nexus)]
     before, after = (each["attention"] if name == "attention" else each["total"] - each["attention"] for each in parts)
     return seconds * after / before
 
 
-def measure(case: Case, variant: str, repeats: int, shape, console: Console) -> list[dict]:
+def measure(case: Case, variant: str, repeats: int, shape) -> list[dict]:
     """Rows by kind, largest difference first: medians over the repeats, which are interleaved."""
     models = build(shape, {variant: VARIANTS[variant]}, getattr(torch, case.dtype), "cpu")
     runners = {name: runner(model, case) for name, model in models.items()}
-    records: dict[str, list[dict]] = {name: [] for name in runners}
-    for repeat in range(repeats + 1):
-        for name, each in runners.items():
-            with console.status(f"{name}, {repeat} of {repeats}"):
-                spent = seconds_by_kind(each)
-            if repeat:  # the first warms up
-                records[name].append(spent)
-    names = {name for each in records.values() for spent in each for name in spent}
+    for each in runners.values():
+        seconds_by_kind(each)  # warms up
+    rounds = [{name: seconds_by_kind(each) for name, each in runners.items()} for _ in track(range(repeats))]
     rows = []
-    for name in names:
-        llama, nexus = (statistics.median(spent.get(name, 0.0) for spent in records[key]) for key in (LLAMA, variant))
+    for name in {name for each in rounds for spent in each.values() for name in spent}:
+        llama, nexus = (statistics.median(each[key].get(name, 0.0) for each in rounds) for key in (LLAMA, variant))
         expected = predicted(case, name, llama, models[LLAMA].config, models[variant].config)
         rows.append({"kind": name, "llama": llama, "nexus": nexus, "predicted": expected, "excess": nexus - expected})
     return sorted(rows, key=lambda row: -abs(row["excess"]))
 
 
-def show(rows: list[dict], console: Console, title: str) -> None:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
-    for column in ("kind", "Llama, ms", "Nexus, ms", "predicted, ms", "not predicted, ms", "of Llama's time"):
-        table.add_column(column, justify="left" if column == "kind" else "right")
+def show(rows: list[dict]) -> str:
+    """The largest differences, in Markdown."""
     total = {key: sum(row[key] for row in rows) for key in ("llama", "nexus", "predicted", "excess")}
-    for row in [*rows[:14], {"kind": "all"} | total]:
-        figures = [f"{1000 * row[key]:.1f}" for key in ("llama", "nexus", "predicted", "excess")]
-        table.add_row(row["kind"], *figures, f"{row['excess'] / total['llama']:+.1%}")
-    console.print(table)
+    cells = [
+        [row["kind"], *(f"{1000 * row[key]:.1f}" for key in total), f"{row['excess'] / total['llama']:+.1%}"]
+        for row in [*rows[:14], {"kind": "all"} | total]
+    ]
+    return table("| kind | Llama, ms | Nexus, ms | predicted, ms | not predicted, ms | of Llama's time |", cells)
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -103,15 +94,14 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--toy", action="store_true", help="tiny models: tests the profile, measures nothing")
     options = parser.parse_args(arguments)
     transformers.logging.set_verbosity_error()
-    console = Console(highlight=False, width=110)
     case = Case(options.shape, options.task, 1, options.length, options.dtype)
     shape = TOY if options.toy else SHAPES[options.shape]
-    rows = measure(case, options.variant, options.repeats, shape, console)
+    rows = measure(case, options.variant, options.repeats, shape)
     report = heading("cpu") | {"case": case.label, "variant": options.variant, "repeats": options.repeats, "rows": rows}
     parts = ["speed_profile", options.task, options.variant] + ["bf16"] * (options.dtype == "bfloat16")
     name = "_".join(parts).replace(", ", "_").replace(" ", "_") + ".json"
     save(report, options.out / name)
-    show(rows, console, f"{options.variant} beside Llama, {case.label}")
+    Console().print(Markdown(f"{options.variant} beside Llama, {case.label}\n\n{show(rows)}"))
     return report
 
 

@@ -15,7 +15,7 @@ from common import costs
 from common.report import table
 
 from .speed_cases import CONTROL, LLAMA, SHAPES, Case
-from .speed_measure import DECODED, TRAINING, Timing, quartiles
+from .speed_measure import DECODED, Timing, quartiles
 
 JUDGED = next(iter(SHAPES))
 # What must hold for the whole SmolLM2 shape, batch 1, float32, eager: name, variant, tasks, length, figure, limit.
@@ -55,11 +55,7 @@ def bound(config, case: Case, itemsize: int, attention: str) -> float:
         if case.compiled:
             attended = case.length + DECODED  # a static cache is attended to in full
         return costs.bytes_read(config, case.batch, attended, itemsize)["total"]
-    training = case.task in TRAINING
-    checkpointed = case.task == "train checkpointed"
-    logits = None if training else 1
-    arguments = {"logits": logits, "training": training, "checkpointed": checkpointed}
-    return costs.flops(config, case.batch, case.length, **arguments, attention=attention)["total"]
+    return case.flops(config, attention)["total"]
 
 
 def row(case: Case, variant: str, models: dict, timing: Timing, peaks: dict[str, int], caches: dict[str, int]) -> dict:
@@ -102,10 +98,8 @@ def row(case: Case, variant: str, models: dict, timing: Timing, peaks: dict[str,
     if caches:
         figures["cache_bytes"] = caches[variant]
         figures["cache_ratio"] = caches[variant] / caches[LLAMA]
-        arguments = {"batch": 1, "length": 1, "itemsize": 1}
-        figures["cache_bound"] = costs.cache_bytes(model.config, **arguments) / costs.cache_bytes(
-            llama.config, **arguments
-        )
+        bounds = [costs.cache_bytes(each.config, batch=1, length=1, itemsize=1) for each in (model, llama)]
+        figures["cache_bound"] = bounds[0] / bounds[1]
     return figures
 
 

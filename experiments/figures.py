@@ -7,8 +7,6 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .models import label
-
 matplotlib.rc("axes", titlesize=9, labelsize=9)
 matplotlib.rc("legend", fontsize=8, frameon=False)
 matplotlib.rc("grid", linewidth=0.3)
@@ -184,29 +182,3 @@ def language(report: dict, path: Path) -> None:
     device = report["device"]["name"]
     figure.suptitle(f"Shakespeare, held-out works; {device}, {report['date'][:10]}", fontsize=10)
     figure.savefig(path)
-    figure = Figure(figsize=(13, 4.5))
-    axes = figure.subplots(1, 2)
-    curves(axes[0], report["runs"], summary["finalists"], "Training loss at equal compute")
-    curves(axes[1], report["runs"], summary["longer"], "Longer")
-    figure.savefig(path.with_name(f"{path.stem}_curves.png"))
-
-
-def curves(axis: Axes, runs: list[dict], stage: dict, title: str) -> None:
-    """Training loss against training FLOPs, mean of the seeds."""
-    for (name, figures), shade in zip(stage.items(), TAB20[::2] + TAB20[1::2], strict=False):
-        losses = [[loss for _, loss in run["result"]["curve"]] for run in runs if is_of(run, name, figures)]
-        mean = [sum(each) / len(each) for each in zip(*losses, strict=False)]
-        share = [(i + 1) / len(mean) * figures["training_flops"] for i in range(len(mean))]
-        style = "--" if name.startswith("standard") else "-"
-        axis.plot(share[2:], mean[2:], style, color=shade, label=name, linewidth=1.3)
-    axis.set(title=title, xlabel="training FLOPs", ylabel="training loss, nats per token")
-    axis.grid()
-    axis.legend()
-
-
-def is_of(run: dict, name: str, figures: dict) -> bool:
-    """Whether the run is one of those that the summary's `figures` of a model are the mean of."""
-    named = label(run["settings"]) == name.removesuffix(", deeper").removesuffix(", wider")
-    result = run["result"]
-    alike = all(run["settings"][key] == figures[key] for key in ("learning_rate", "steps"))
-    return named and alike and all(result[key] == figures[key] for key in ("parameters", "training_flops"))

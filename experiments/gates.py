@@ -50,9 +50,10 @@ def main(options: Namespace) -> dict:
     experiment = Experiment("gates", BUDGET, options)
     name = "toy" if options.quick else "smollm2"
     convert(name, FOLDER / name)
-    wanted = [{"model": name, "form": SOURCE, "gate": 0.0, "seed": 0}]
-    wanted += [
-        {"model": name, "form": form, "gate": gate, "seed": 0} for form in FORMS if form != SOURCE for gate in GATES
+    wanted = [
+        {"model": name, "form": form, "gate": gate, "seed": 0}
+        for form in FORMS
+        for gate in ([0.0] if form == SOURCE else GATES)
     ]
     records = experiment.run("gates by hand", wanted, one_run)
     summary: dict = {}

@@ -10,7 +10,7 @@ from torch import nn
 
 from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
-from nexus_transformers.modeling_nexus import rotate
+from nexus_transformers.modeling_nexus import NexusSelfAttention, rotate
 
 # The committed results are of version 0.1's form, which multiplies by W_O between levels. The paper's Eq. 12 does not.
 FORM = {"inner_output_projection": True}
@@ -52,48 +52,37 @@ def label(run: dict) -> str:
 
 def build(variant: str, layers: int, **fields) -> NexusForCausalLM:
     model = NexusForCausalLM(config(variant, layers, **fields))
-    if variant == "looped":
-        loop(model.model)
+    decoder = model.model
+    if variant == "looped":  # without a cache: its slots are not counted anew
+        decoder.layers = nn.ModuleList(layer for layer in decoder.layers for _ in range(2))
     if variant == "inside heads":
-        for layer in model.model.layers:
-            layer.self_attn = InsideHeads(layer.self_attn)
+        for layer in decoder.layers:
+            layer.self_attn.__class__ = RotatedAtEachLevel
     return model
 
 
-def loop(decoder: nn.Module, times: int = 2) -> None:
-    """Applies each layer several times in a row. Without a cache: its slots are not counted anew."""
-    decoder.layers = nn.ModuleList(layer for layer in decoder.layers for _ in range(times))
-
-
-class InsideHeads(nn.Module):
+class RotatedAtEachLevel(NexusSelfAttention):
     """
     The paper's Eq. 7 to 9 as the committed results have it: queries and keys are rotated anew at every level, and what
     is mixed is not rotated. The model's `inner_attention="self"` rotates once, before level 1, and mixes what is
     rotated. All else is the same. For training without a cache or padding.
     """
 
-    def __init__(self, attention: nn.Module):
-        super().__init__()
-        self.attention = attention
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, cache=None, **kwargs) -> torch.Tensor:
+        def rotated(heads: torch.Tensor) -> torch.Tensor:  # (B, *, T, d)
+            return rotate(heads.transpose(1, 2), *position_embeddings).transpose(1, 2)
 
-    def forward(self, hidden_states: torch.Tensor, position_embeddings: tuple, *args, **kwargs) -> torch.Tensor:
-        attention = self.attention
-        query, key, value = (
-            attention.heads(projection(hidden_states))  # (B, T, H, d)
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        query, key = (self.refined(each, position_embeddings) for each in (query, key))
-        return attention.o_proj(self.attend(query, key, value, position_embeddings).flatten(2))
-
-    def refined(self, heads: torch.Tensor, position_embeddings: tuple) -> torch.Tensor:
-        mixed = self.attend(heads, heads, heads, position_embeddings)
-        return self.attention.inner_norm(heads, mixed, 1, ["query"])["query"]  # the scale, the same for keys
-
-    @staticmethod
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, position_embeddings: tuple) -> torch.Tensor:
-        query, key = (rotate(each, *position_embeddings).transpose(1, 2) for each in (query, key))
-        output = nn.functional.scaled_dot_product_attention(query, key, value.transpose(1, 2), is_causal=True)
-        return output.transpose(1, 2)
+        heads = {
+            "query": self.normed_heads(self.q_norm, self.q_proj(hidden_states)).transpose(1, 2),
+            "key": self.normed_heads(self.k_norm, self.k_proj(hidden_states)).transpose(1, 2),
+        }
+        for level, branches in self.refined.items():
+            for branch in branches:
+                attend, x = getattr(self, f"inner_{branch}_{level}"), heads[branch]
+                inner, _, _ = attend(rotated(x), rotated(x), x, attention_mask, **kwargs)
+                heads |= self.inner_norm(x, self.heads(inner).transpose(1, 2), level, [branch])
+        query, key, value = rotated(heads["query"]), rotated(heads["key"]), self.value(hidden_states)
+        return self.o_proj(self.outer(query, key, value, attention_mask, **kwargs)[0])
 
 
 def training_flops(variant: str, layers: int, batch: int, length: int, **fields) -> int:

@@ -21,27 +21,18 @@ import torch
 
 from . import figures
 from .models import build, parameters, training_flops
+from .recall import architecture
 from .runs import Advance, Experiment, best_by, grouped, over_seeds, parse
 from .synthetic import SYMBOLS, accuracy, marker, recall, train
 
 BUDGET = 1.0  # CPU hours
-HEADS, PAIRS, BATCH = 4, 8, 32
+PAIRS, BATCH = 8, 32
 VARIANTS = ["standard", "order 2", "order 3"]
 WIDTHS = {"standard": [16, 32, 64, 128], "order 2": [16, 32, 64], "looped": [16, 64], "order 3": [16, 32]}
 LENGTHS = [16, 64]  # of the marker task
 LEARNING_RATES = [2e-3, 8e-3]
 SEEDS = [0, 1, 2]
 CONTEXTS, TOLERANCE = 256, 1e-3  # singular values below this share of the largest count as 0
-
-
-def architecture(width: int) -> dict:
-    return {
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_attention_heads": HEADS,
-        "vocab_size": 2 * SYMBOLS,
-        "max_position_embeddings": 256,
-    }
 
 
 @torch.no_grad()

@@ -94,23 +94,19 @@ def cell(found: list[dict], preset: str, task: str, group: str, arms: list[str])
         value = score(report, task, group)
         if report["preset"] != preset or report["arm"] not in arms or value is None:
             continue
-        notes = []
-        if report["arm"] != arms[0]:
-            notes.append(report["arm"])
-        if report.get("order", ARMS[report["arm"]]["attention_order"]) != ARMS[report["arm"]]["attention_order"]:
-            notes.append(f"order {report['order']}")
-        if report.get("not_ours"):
-            notes.append(report["not_ours"])
-        if "tokens" in report:
-            notes.append(f"{report['tokens'] / 1e9:.3g}B tokens")
-        if report.get("steps") != report.get("planned_steps"):
-            notes.append("training not finished")
-        if report.get("limit"):
-            notes.append(f"first {report['limit']} questions only")
-        if report.get("local_data"):
-            notes.append("local data")
-        note = f" ({', '.join(notes)})" if notes else ""
-        texts.append(f"{value:.1f}{note}")
+        arm, own_order = report["arm"], ARMS[report["arm"]]["attention_order"]
+        order = report.get("order", own_order)
+        notes = {
+            arm: arm != arms[0],
+            f"order {order}": order != own_order,
+            report.get("not_ours"): report.get("not_ours"),
+            f"{report.get('tokens', 0) / 1e9:.3g}B tokens": "tokens" in report,
+            "training not finished": report.get("steps") != report.get("planned_steps"),
+            f"first {report.get('limit')} questions only": report.get("limit"),
+            "local data": report.get("local_data"),
+        }
+        notes = ", ".join(text for text, holds in notes.items() if holds)
+        texts.append(f"{value:.1f} ({notes})" if notes else f"{value:.1f}")
     return "; ".join(texts) or NOT_RUN
 
 

@@ -61,7 +61,7 @@ def test_committed_results_keep_to_their_budget(name):
 
 
 def test_logits_are_those_of_the_attention():
-    model = build("order 2", 1, **rank.architecture(32))
+    model = build("order 2", 1, **recall.architecture(32))
     ids = torch.randint(rank.SYMBOLS, (2, 9))
     model.set_attn_implementation("eager")
     attention = model(input_ids=ids, output_attentions=True, use_cache=False).attentions[-1]
@@ -74,7 +74,7 @@ def test_only_nested_logits_depend_on_the_tokens_around():
     figures = {}
     for variant in ("standard", "order 2"):
         torch.manual_seed(0)
-        figures[variant] = rank.measure(build(variant, 1, **rank.architecture(64)), torch.Generator().manual_seed(0))
+        figures[variant] = rank.measure(build(variant, 1, **recall.architecture(64)), torch.Generator().manual_seed(0))
     assert figures["standard"]["context_rank"] == 0
     assert figures["order 2"]["context_rank"] > 10
     assert figures["standard"]["context_share"] < 1e-3 < figures["order 2"]["context_share"]

@@ -3,6 +3,7 @@ import os
 # Read at import, and handed down to every process that a test starts.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models, several workers: threads would only get into each other's way
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of these processes would compile Transformers again
 
 import pytest
 import torch

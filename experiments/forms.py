@@ -16,10 +16,9 @@ from torch import nn
 
 from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
-from nexus_transformers.modeling_nexus import NexusSelfAttention, rotate
 
 from . import language, recall, synthetic
-from .models import parameters
+from .models import RotatedAtEachLevel, parameters
 from .runs import Advance, Experiment, best_by, mean_and_spread, parse
 from .trainer import silent_trainer
 
@@ -45,26 +44,6 @@ SHAPES = {
     "language": language.SIZES["small"] | language.architecture(language.SIZES["small"]),
     "recall": {"layers": 1} | recall.architecture(recall.WIDTH),
 }
-
-
-class RotatedAtEachLevel(NexusSelfAttention):
-    """Eq. 7 to 9 with vectors mixed before they are rotated: each level rotates what it compares. Without a cache."""
-
-    def forward(self, hidden_states, position_embeddings, attention_mask=None, cache=None, **kwargs) -> torch.Tensor:
-        def rotated(heads: torch.Tensor) -> torch.Tensor:  # (B, *, T, d)
-            return rotate(heads.transpose(1, 2), *position_embeddings).transpose(1, 2)
-
-        heads = {
-            "query": self.normed_heads(self.q_norm, self.q_proj(hidden_states)).transpose(1, 2),
-            "key": self.normed_heads(self.k_norm, self.k_proj(hidden_states)).transpose(1, 2),
-        }
-        for level, branches in self.refined.items():
-            for branch in branches:
-                attend, x = getattr(self, f"inner_{branch}_{level}"), heads[branch]
-                inner, _, _ = attend(rotated(x), rotated(x), x, attention_mask, **kwargs)
-                heads |= self.inner_norm(x, self.heads(inner).transpose(1, 2), level, [branch])
-        query, key, value = rotated(heads["query"]), rotated(heads["key"]), self.value(hidden_states)
-        return self.o_proj(self.outer(query, key, value, attention_mask, **kwargs)[0])
 
 
 def config(task: str, form: str, nested: int) -> NexusConfig:
@@ -148,10 +127,8 @@ def main(options: Namespace) -> dict:
     rows += [("recall", form, layers["recall"] * (form != "standard")) for form in FORMS]
     seeds = SEEDS
     if options.quick:
-        rows, seeds = (
-            [row for row in rows if row[1] in ("standard", "Eq. 12", "self, rotated at each level")],
-            SEEDS[:1],
-        )
+        few = ("standard", "Eq. 12", "self, rotated at each level")
+        rows, seeds = [row for row in rows if row[1] in few], SEEDS[:1]
     records = []
     for task, form, nested in rows:  # one after another, so that each row is whole as soon as it is there
         screen = [

@@ -12,6 +12,7 @@ TITLES = {
     "hops": "Pointer chasing",
     "rank": "What a logit can depend on",
     "language": "Language modelling from scratch",
+    "forms": "Which form is the default",
     "retrofit": "Retrofit of SmolLM2-135M",
 }
 
@@ -39,10 +40,11 @@ def reports() -> dict[str, dict]:
 
 @cache
 def summaries() -> dict[str, dict]:
-    """Those of the experiments, with two things more that the pages quote."""
+    """Those of the experiments, by what the pages quote, and two things more."""
     found = {name: dict(report["summary"]) for name, report in reports().items()}
     marker = found["rank"]["marker"]
     found["rank"]["marker"] = {f"{row['variant']}, {row['width']} wide, {row['length']} tokens": row for row in marker}
+    found["forms"] = {form_name(row): row for row in reports()["forms"]["summary"]}
     found["retrofit"]["widest gate"] = {
         corpus: {
             trained: max(max(gates) for gates in methods[f"order 2, {trained}"]["scalars"].values())
@@ -134,6 +136,37 @@ def nestings() -> str:
     return table("| orders of the layers | equal compute | equal steps |", rows)
 
 
+def form_name(row: dict) -> str:
+    """ "Eq. 12, all layers" of a language model; of recall, which has one layer, "recall, Eq. 12"."""
+    if row["task"] == "recall":
+        return f"recall, {row['form']}"
+    return row["form"] + {0: "", 1: ", first layer"}.get(row["nested"], ", all layers")
+
+
+def forms() -> str:
+    found = {name: row for name, row in summaries()["forms"].items() if row["task"] == "language"}
+    rows = [
+        [name, figure(row["bits_per_byte"]), f"{row['learning_rate']:g}", f"{row['parameters']:,}", row["steps"]]
+        for name, row in best_first(found)
+    ]
+    return table("| model | held-out bits per byte, equal compute | rate | parameters | steps |", rows)
+
+
+def recalled_forms() -> str:
+    rows = [
+        [row["form"], *(percent(row["accuracy"][size]) for size in ("8", "32")), f"{row['learning_rate']:g}"]
+        for row in summaries()["forms"].values()
+        if row["task"] == "recall"
+    ]
+    return table("| answers right | 8 pairs | 32 pairs | rate |", rows)
+
+
+def gates() -> str:
+    found = json.loads((RESULTS / "gates.json").read_text())["summary"]
+    rows = [[form, *map(figure, losses.values())] for form, losses in found.items() if form != "source"]
+    return table("| all gates at | 0.02 | 0.05 | 0.1 |", rows)
+
+
 def rates(stage: str) -> str:
     found = summaries()["language"][stage]
     names = list(next(iter(found.values())))
@@ -195,6 +228,9 @@ BLOCKS = {
     "marker": marker,
     **{stage: partial(language, stage) for stage in ("ablation", "finalists", "longer", "larger")},
     "map": nestings,
+    "forms": forms,
+    "recall of the forms": recalled_forms,
+    "gates": gates,
     **{stage: partial(rates, stage) for stage in (f"{size}learning rates" for size in ("", "longer, ", "larger, "))},
     "Shakespeare": partial(retrofit, "Shakespeare"),
     "reasoning": partial(retrofit, "reasoning"),

@@ -66,8 +66,6 @@ def prepare(model: Path, repo_id: str, stage: Path) -> Upload:
     if not model.is_dir():
         raise HubError(f"{model}: no such folder.")
     nexus = open_nexus(model)
-    if (model / SINGLE_FILE).exists() and (model / INDEX_FILE).exists():
-        raise HubError(f"{model}: has both {SINGLE_FILE} and {INDEX_FILE}, and either may be loaded; remove one.")
     check_auto_map(nexus)
     check_code(model)
     check_tensors(nexus, nexus.architecture)

@@ -10,11 +10,13 @@ def with_old_spellings(config: dict[str, Any]) -> dict[str, Any]:
     """
     rope = dict(config.get("rope_parameters") or {})
     theta, share = rope.pop("rope_theta", None), rope.pop("partial_rotary_factor", None)
-    old: dict[str, Any] = {"torch_dtype": config.get("dtype"), "rope_theta": theta, "partial_rotary_factor": share}
+    old: dict[str, Any] = {"torch_dtype": config.get("dtype")}
     if rope.get("rope_type", "default") != "default":
-        old["rope_scaling"] = rope | {"type": rope["rope_type"]}
+        old["rope_scaling"] = rope | ({"type": rope["rope_type"]} if config["model_type"] == "phi3" else {})
     if config["model_type"] == "gpt_neox":
         old |= {"rotary_emb_base": theta, "rotary_pct": 1.0 if share is None else share}
+    else:
+        old |= {"rope_theta": theta, "partial_rotary_factor": share}
     if config["model_type"] == "phi3":
         old["original_max_position_embeddings"] = rope.get(
             "original_max_position_embeddings", config["max_position_embeddings"]

@@ -17,6 +17,8 @@ from pathlib import Path
 
 sys.modules["nexus_transformers"] = None  # importing our package fails from here on: the folder must stand alone
 
+sys.path.insert(0, str(Path(__file__).parent))  # for the files beside it
+
 import torch  # noqa: E402
 from isolated_controls import controls, middle_layer  # noqa: E402
 from isolated_probes import (  # noqa: E402

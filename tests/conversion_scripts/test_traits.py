@@ -121,7 +121,6 @@ def test_the_way_back_writes_the_spelling_of_transformers_4_too(tmp_path):
     )
     assert config["rope_scaling"] == {
         **{name: value for name, value in rope.items() if name != "rope_theta"},
-        "type": "llama3",
         "original_max_position_embeddings": 64,
     }
     assert_same(source, tmp_path / "back")

@@ -100,7 +100,7 @@ def test_killed_at_every_step(source, expected, tmp_path):
     assert resumed == len([name for name in expected if name.endswith(".safetensors")])
 
 
-@pytest.mark.parametrize("limit", [100, 5_000, 25_000])
+@pytest.mark.parametrize("limit", [100, 25_000])
 def test_killed_in_the_middle_of_a_file(limit, source, expected, tmp_path):
     """The kernel kills it as soon as a file grows beyond the limit."""
     script = (

@@ -30,7 +30,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def function_fields(folder: Path) -> dict:
     config = AutoConfig.from_pretrained(folder).to_dict()
-    ignored = METADATA_FIELDS | {"original_max_position_embeddings"}  # which says nothing without LongRoPE
+    # The first says nothing without LongRoPE, the second repeats what is in rope_parameters, for Transformers 4.
+    ignored = METADATA_FIELDS | {"original_max_position_embeddings", "partial_rotary_factor"}
     return {name: value for name, value in config.items() if name not in ignored}
 
 

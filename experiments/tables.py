@@ -41,7 +41,7 @@ def reports() -> dict[str, dict]:
 @cache
 def summaries() -> dict[str, dict]:
     """Those of the experiments, by what the pages quote, and two things more."""
-    found = {name: dict(report["summary"]) for name, report in reports().items()}
+    found = {name: dict(report["summary"]) for name, report in reports().items() if name != "forms"}
     marker = found["rank"]["marker"]
     found["rank"]["marker"] = {f"{row['variant']}, {row['width']} wide, {row['length']} tokens": row for row in marker}
     found["forms"] = {form_name(row): row for row in reports()["forms"]["summary"]}

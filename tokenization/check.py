@@ -58,19 +58,17 @@ def check_tokenizer(folder: str | Path, vocab_size: int) -> dict[str, Any]:
         tokenizer = load(folder)
         ids = tokenizer.get_vocab()
         beyond = sorted((id_, token) for token, id_ in ids.items() if id_ >= vocab_size)
-        without_row = (
-            f"the tokenizer has ids up to {beyond[-1][0]}, but the embedding has only {vocab_size} rows; {len(beyond)} "
-            f"tokens, the first of them {beyond[0][1]!r}, would have none."
-            if beyond
-            else ""
-        )
-        if any(token not in tokenizer.get_added_vocab() for _, token in beyond):
-            raise TokenizerError(f"{folder}: {without_row}")
-        if beyond:  # ordinary text does not contain added tokens, such as one for padding
-            report["warnings"].append(
-                f"{without_row[0].upper()}{without_row[1:]} Call "
-                f"model.resize_token_embeddings({beyond[-1][0] + 1}) before you use them."
+        if beyond:
+            last, (_, first) = beyond[-1][0], beyond[0]
+            without_row = (
+                f"the tokenizer has ids up to {last}, but the embedding has only {vocab_size} rows; {len(beyond)} "
+                f"tokens, the first of them {first!r}, would have none."
             )
+            # Ordinary text does not contain added tokens, such as one for padding.
+            if any(token not in tokenizer.get_added_vocab() for _, token in beyond):
+                raise TokenizerError(f"{folder}: {without_row}")
+            remedy = f"Call model.resize_token_embeddings({last + 1}) before you use them."
+            report["warnings"].append(f"T{without_row[1:]} {remedy}")
         places[TOKENIZER] = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in KINDS}
         report["tokens"] = len(set(ids.values()))
         report["padding_rows"] = vocab_size - len({id_ for id_ in ids.values() if id_ < vocab_size})

@@ -13,7 +13,6 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     SafetensorsParsingError,
@@ -37,8 +36,11 @@ def download(repo_id: str, revision: str | None, headers_only: bool = False) -> 
     patterns = OTHERS if headers_only else WEIGHTS + OTHERS
     try:
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, ignore_patterns=UNREAD))
-        check_weights(repo_id, folder)
-        return (with_headers(repo_id, folder) if headers_only else folder), folder.name
+        weights, commit = weight_files(folder), folder.name
+        if not all((folder / name).exists() for name in weights):  # else nothing need be asked of the Hub
+            check_weights(repo_id, commit)
+            folder = with_headers(repo_id, folder, weights) if headers_only else folder
+        return folder, commit
     except GatedRepoError as error:
         raise CheckpointError(
             f"{repo_id}: is gated on the Hub; accept its terms on its page and log in with `hf auth login`."
@@ -54,12 +56,17 @@ def download(repo_id: str, revision: str | None, headers_only: bool = False) -> 
         raise CheckpointError(f"{repo_id}: could not be downloaded from the Hub ({reason_of(error)}).") from error
 
 
-def check_weights(repo_id: str, folder: Path) -> None:
+def weight_files(folder: Path) -> list[str]:
+    """Those that the index names; without one, the single file."""
+    if not (folder / INDEX_FILE).exists():
+        return [SINGLE_FILE]
+    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+    return sorted({Path(str(name)).name for name in weight_map.values()} if isinstance(weight_map, dict) else ())
+
+
+def check_weights(repo_id: str, commit: str) -> None:
     """Raises `CheckpointError`, with what there is instead, if the repository has no weights that can be read."""
-    try:
-        there = HfApi().list_repo_files(repo_id, revision=folder.name)
-    except OfflineModeIsEnabled:
-        return  # what lies in the cache is looked at
+    there = HfApi().list_repo_files(repo_id, revision=commit)
     if SINGLE_FILE in there or INDEX_FILE in there:
         return
     if gguf_files := [name for name in there if name.endswith(".gguf")]:
@@ -70,14 +77,11 @@ def check_weights(repo_id: str, folder: Path) -> None:
     raise no_weights(repo_id, there)
 
 
-def with_headers(repo_id: str, folder: Path) -> Path:
-    """A copy of the folder in which the weight files are headers, and holes where the values would be."""
+def with_headers(repo_id: str, folder: Path, names: list[str]) -> Path:
+    """A copy of the folder in which these weight files are headers, and holes where the values would be."""
     copy = Path(tempfile.mkdtemp(prefix="nexus-headers-"))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
-    shutil.copytree(folder, copy, dirs_exist_ok=True)
-    names = {SINGLE_FILE}
-    if (folder / INDEX_FILE).exists():
-        names = {Path(name).name for name in read_json(folder / INDEX_FILE).get("weight_map", {}).values()}
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(*WEIGHTS), dirs_exist_ok=True)
     for name in names:
         tensors = HfApi().parse_safetensors_file_metadata(repo_id, name, revision=folder.name).tensors
         header = {

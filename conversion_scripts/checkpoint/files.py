@@ -46,10 +46,13 @@ def sha256(file: Path, advance: Callable[[int], None] = lambda amount: None) -> 
     return digest.hexdigest()
 
 
+def licences(folder: Path) -> list[Path]:
+    return sorted({file for pattern in LICENCE_FILES for file in folder.glob(pattern) if file.is_file()})
+
+
 def carry_licences(source: Path, target: Path) -> list[str]:
     """Copies the licence, and what comes with it: many say that every copy must hold them. Returns their names."""
-    files = sorted({file for pattern in LICENCE_FILES for file in source.glob(pattern) if file.is_file()})
-    return [Path(shutil.copyfile(file, target / file.name)).name for file in files]
+    return [Path(shutil.copyfile(file, target / file.name)).name for file in licences(source)]
 
 
 def is_complete(file: Path, description: dict[str, Any] | None) -> bool:

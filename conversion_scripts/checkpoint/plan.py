@@ -17,7 +17,7 @@ from ..families import Family
 from .added import initial, is_nesting
 from .open import Nexus, Source
 from .shards import Planned
-from .weights import NOT_TOGETHER, Checkpoint, check_readable
+from .weights import NOT_TOGETHER, Checkpoint, unreadable
 
 
 def plan_nexus(
@@ -31,7 +31,7 @@ def plan_nexus(
     plan: dict[str, Planned] = {}
     for name in source.unreadable:
         if source.family.rule_of(name).targets:
-            check_readable(source, name)
+            raise unreadable(source, name)
     for name, tensor in source.tensors.items():
         rule = source.family.rule_of(name)
         if not rule.targets:
@@ -94,7 +94,7 @@ def check_tensors(nexus: Nexus, architecture: str) -> None:
     model_class = getattr(modeling_nexus, architecture)
     expected = shapes_of_model(lambda: model_class(nexus.config), nexus)
     for name in nexus.unreadable:
-        check_readable(nexus, name)
+        raise unreadable(nexus, name)
     tied = set(model_class._tied_weights_keys or ()) if nexus.config.tie_word_embeddings else set()
     for name, tensor in expected.items():
         if name in nexus.tensors:

@@ -16,7 +16,7 @@ from ...modeling_nexus import is_gate
 from ...tokenization import CARRIED_FILES
 from ..progress import bytes_bar
 from .added import is_nesting
-from .files import CARD_FILE, INDEX_FILE, REPORT_FILE, is_complete, read_json, sha256
+from .files import CARD_FILE, INDEX_FILE, REPORT_FILE, is_complete, licences, read_json, sha256
 from .output import Resume, free_space
 from .shards import Planned, shard_layout, total_bytes
 from .weights import Checkpoint
@@ -69,7 +69,7 @@ def environment() -> dict[str, str]:
 
 
 def source_files(opened: Checkpoint) -> list[Path]:
-    others = [opened.folder / name for name in SOURCE_FILES]
+    others = [opened.folder / name for name in SOURCE_FILES] + licences(opened.folder)
     return opened.files + [file for file in others if file.is_file() and file not in opened.files]
 
 
@@ -146,7 +146,8 @@ def describe_plan(
     out: Path, opened: Checkpoint, plan: dict[str, Planned], options: dict[str, Any], licence: str | None
 ) -> dict[str, Any]:
     """What a conversion would do, for --dry-run. `licence`: what the source's card states."""
-    carried = [file.name for file in source_files(opened) if file.name in CARRIED_FILES]
+    travel = {*CARRIED_FILES, *(file.name for file in licences(opened.folder))}
+    carried = [file.name for file in source_files(opened) if file.name in travel]
     used = {file.name for file in source_files(opened)} | {CARD_FILE}
     unknown = [] if licence else ["the licence of the source"]
     if "tokenizer_config.json" not in carried and opened.files[0].suffix != ".gguf":

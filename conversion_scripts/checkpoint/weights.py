@@ -79,7 +79,7 @@ class Checkpoint:
 def open_checkpoint(label: str, folder: Path, revision: str | None, raw_config: dict[str, Any]) -> Checkpoint:
     """The weights of a folder: index, headers, every tensor's dtype and shape. No weight is read yet."""
     files_of = shards_of_tensors(folder)
-    tensors, unreadable = {}, {}
+    tensors, others = {}, {}
     files = list(dict.fromkeys(files_of.values()))
     for file in files:
         with opened_shard(file) as shard:
@@ -96,22 +96,21 @@ def open_checkpoint(label: str, folder: Path, revision: str | None, raw_config: 
                     )
                 header = shard.get_slice(name)
                 if header.get_dtype() not in SAFETENSORS_DTYPES:
-                    unreadable[name] = header.get_dtype()
+                    others[name] = header.get_dtype()
                     continue
                 dtype = getattr(torch, SAFETENSORS_DTYPES[header.get_dtype()])
                 tensors[name] = torch.empty(header.get_shape(), dtype=dtype, device="meta")
-    checkpoint = Checkpoint(label, folder, revision, raw_config, files, tensors, files_of, unreadable)
+    checkpoint = Checkpoint(label, folder, revision, raw_config, files, tensors, files_of, others)
     check_depth(checkpoint)
     return checkpoint
 
 
-def check_readable(checkpoint: Checkpoint, name: str) -> None:
-    """Raises `CheckpointError` for a weight in a dtype that cannot be converted."""
-    if name in checkpoint.unreadable:
-        raise CheckpointError(
-            f"{checkpoint.label}: tensor {name!r} is stored as {checkpoint.unreadable[name]}; only "
-            f"{', '.join(SAFETENSORS_DTYPES)} can be converted. Dequantize the checkpoint first."
-        )
+def unreadable(checkpoint: Checkpoint, name: str) -> CheckpointError:
+    """Says that a weight has a dtype that cannot be converted."""
+    return CheckpointError(
+        f"{checkpoint.label}: tensor {name!r} is stored as {checkpoint.unreadable[name]}; only "
+        f"{', '.join(SAFETENSORS_DTYPES)} can be converted. Dequantize the checkpoint first."
+    )
 
 
 def check_depth(checkpoint: Checkpoint) -> None:

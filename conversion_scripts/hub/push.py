@@ -3,6 +3,7 @@
 and loaded in a fresh process, and must be what lies in the folder.
 """
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import filter_repo_objects, logging, validate_repo_id
 
 from ...errors import HubError, reason_of
+from ..printing import size
 from ..progress import console, quiet_when_piped
 from ..verification.isolated import run_isolated
 from ..verification.verify import fits_in_memory
@@ -56,6 +58,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool 
     api = HfApi()
     with tempfile.TemporaryDirectory(prefix="nexus-push-") as stage:
         upload = prepare(Path(folder), repo_id, Path(stage))
+        check_temporary_space(upload)
         before = find_repository(api, repo_id, private)
         there = [sibling.rfilename for sibling in before.siblings or []] if before else []
         result = {
@@ -95,6 +98,17 @@ def check_repo_id(repo_id: str) -> None:
     if not valid:
         raise HubError(
             f"{repo_id}: is not the name of a repository; give USER/NAME, of letters, digits, '-', '_' and '.'."
+        )
+
+
+def check_temporary_space(upload: Upload) -> None:
+    """What is pushed is downloaded again."""
+    place = tempfile.gettempdir()
+    free = shutil.disk_usage(place).free
+    if free < upload.nbytes:
+        raise HubError(
+            f"{place}: has {size(free)} free, but {size(upload.nbytes)} are needed to download again what is pushed "
+            "and compare it; set TMPDIR to a folder on a larger disk."
         )
 
 

@@ -14,7 +14,17 @@ from transformers.dynamic_module_utils import get_imports, get_relative_imports
 from ...configuration_nexus import AUTO_MAP
 from ...errors import HubError
 from ...tokenization import CARRIED_FILES
-from ..checkpoint.files import CARD_FILE, CODE_FILES, INDEX_FILE, REPORT_FILE, ROOT, SINGLE_FILE, read_json, sha256
+from ..checkpoint.files import (
+    CARD_FILE,
+    CODE_FILES,
+    INDEX_FILE,
+    REPORT_FILE,
+    ROOT,
+    SINGLE_FILE,
+    licences,
+    read_json,
+    sha256,
+)
 from ..checkpoint.open import AUTO_CLASSES, Nexus, open_nexus
 from ..checkpoint.plan import check_tensors
 from ..progress import bytes_bar
@@ -29,7 +39,6 @@ MODEL_FILES = [
     *CARRIED_FILES,
     "additional_chat_templates/*.jinja",
 ]
-LICENCE_FILES = ["LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*"]
 WEIGHT_FILES = [SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors"]
 IMPORTS = {"torch", "transformers", "huggingface_hub"}  # Transformers depends on huggingface_hub
 
@@ -55,6 +64,10 @@ class Upload:
     left_out: list[str]
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(description["bytes"] for description in self.files.values())
+
 
 def prepare(model: Path, repo_id: str, stage: Path) -> Upload:
     """
@@ -73,7 +86,8 @@ def prepare(model: Path, repo_id: str, stage: Path) -> Upload:
 
     names = sorted(file.relative_to(model).as_posix() for file in model.rglob("*") if file.is_file())
     weights = [file.name for file in nexus.files] + [INDEX_FILE]
-    sent = list(filter_repo_objects(names, allow_patterns=[*weights, *MODEL_FILES, *LICENCE_FILES]))
+    allowed = [*weights, *MODEL_FILES, *(file.name for file in licences(model))]
+    sent = list(filter_repo_objects(names, allow_patterns=allowed))
     check_secrets(model, [name for name in sent if name not in weights])
     for name in sent:
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +115,9 @@ def prepare(model: Path, repo_id: str, stage: Path) -> Upload:
 
 
 def check_auto_map(nexus: Nexus) -> None:
-    """It leads to our classes, whichever Auto class is asked."""
+    """It leads to our classes, whichever Auto class is asked. Serving engines ask for `architectures` besides."""
+    if not nexus.raw_config.get("architectures"):
+        raise HubError(f"{nexus.folder / 'config.json'}: does not name its architectures; save the model anew.")
     auto_map = nexus.raw_config.get("auto_map")
     for auto_class, reference in AUTO_MAP.items():
         if not isinstance(auto_map, dict) or auto_map.get(auto_class) != reference:

@@ -170,9 +170,8 @@ def test_a_random_checkpoint_becomes_the_same_model_and_comes_back(number, tmp_p
         for folder in (source, back)
     ]
     assert all(torch.equal(weight, weights[0][name]) for name, weight in weights[1].items())
-    assert all(
-        (out / name).read_bytes() == (source / name).read_bytes() for name in ("LICENSE",) if (source / name).exists()
-    )
+    if (source / "LICENSE").exists():
+        assert (out / "LICENSE").read_bytes() == (source / "LICENSE").read_bytes()
 
 
 # ---- damaged ----
@@ -226,10 +225,9 @@ def test_a_damaged_checkpoint_ends_in_one_sentence_or_is_the_same_model(number, 
     how = damage(source, choice)
     status, output, errors = nexus("convert", source, out, "--no-verify")
     if status == 0:
-        fused = False
-        assert_same(run(source, fused), run(out, fused), fused)
+        assert_same(run(source, fused=False), run(out, fused=False), fused=False)
         return
     assert (status, output) == (1, ""), how
     assert errors.startswith("error: ") and errors.count("\n") == 1 and "Traceback" not in errors, f"{how}\n{errors}"
-    assert errors.isprintable() or errors[:-1].isprintable(), f"{how}\n{errors!r}"
+    assert errors[:-1].isprintable(), f"{how}\n{errors!r}"
     assert [path.name for path in tmp_path.iterdir()] == ["source"], how

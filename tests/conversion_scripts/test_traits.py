@@ -149,7 +149,14 @@ def test_licence_files_travel_and_the_card_s_link_leads_to_them(source, tmp_path
     metadata = {"license": "other", "license_name": "own", "license_link": "LICENSE.md", "model-index": "not a list"}
     (source / "README.md").write_text(f"---\n{yaml.safe_dump(metadata)}---\n# A model\n")
     out, back = tmp_path / "out", tmp_path / "back"
+    plan = convert(source, out, dry_run=True)
+    assert set(LICENCES) <= set(plan["carried_over"]) and not set(LICENCES) & set(plan["left_behind"])
     assert convert(source, out, verify=False)["licence_files"] == LICENCES
+    assert convert(source, out, verify=False)["unchanged"]
+    (source / "NOTICE").write_text("another notice")
+    with pytest.raises(CheckpointError, match="already holds a Nexus model"):
+        convert(source, out, verify=False)
+    (source / "NOTICE").write_text("NOTICE of the source")
     convert_to_source(out, back, verify=False)
     for folder in (out, back):
         assert all((folder / name).read_text() == f"{name} of the source" for name in LICENCES)

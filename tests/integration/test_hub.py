@@ -113,3 +113,15 @@ def test_a_repository_without_weights_is_refused_with_what_it_has(files, reason,
     status, _, errors = nexus("convert", "someone/tiny", tmp_path / "out", *["--dry-run"] * dry)
     assert (status, errors.count("\n")) == (1, 1)
     assert errors.startswith(f"error: someone/tiny: {reason}")
+
+
+def test_what_lies_in_the_cache_needs_no_network(hub, nexus, tmp_path, monkeypatch):
+    """Nor a copy of the weights, for a plan."""
+    assert nexus("convert", "someone/tiny", tmp_path / "out", "--no-verify")[0] == 0
+    hub.requests.clear()
+    assert nexus("convert", "someone/tiny", tmp_path / "out", "--dry-run")[0] == 0
+    assert not any(path.endswith(".safetensors") or "/tree/" in path for _, path in hub.requests)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for options in (["--dry-run"], ["--no-verify", "--overwrite"]):
+        status, _, errors = nexus("convert", "someone/tiny", tmp_path / "out", *options)
+        assert (status, errors) == (0, "")

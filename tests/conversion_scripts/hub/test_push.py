@@ -100,6 +100,24 @@ def test_dry_run_sends_nothing(model, double, nexus):
     assert not result["exists"]
 
 
+def test_every_licence_file_is_sent_that_a_conversion_carries_over(model, double, nexus):
+    sent = ["LICENSE-MODEL", "NOTICE.txt", "USE_POLICY.md"]
+    for name in sent:
+        (model / name).write_text("terms")
+    (model / "LICENSES").mkdir()
+    (model / "LICENSES" / "private.txt").write_text("not a licence file of the model")
+    result = json.loads(nexus("push", model, REPO, "--dry-run", "--json")[1])
+    assert set(sent) <= set(result["files"]) and not any("private" in name for name in result["files"])
+
+
+def test_too_little_space_to_download_it_again_is_said_before_anything_is_sent(model, double, nexus, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 1000}))
+    status, output, errors = nexus("push", model, REPO)
+    assert (status, output, errors.count("\n")) == (1, "", 1)
+    assert "set TMPDIR to a folder on a larger disk" in errors
+    assert double.requests == []
+
+
 @pytest.mark.slow
 def test_an_interrupted_push_shows_nothing_and_the_next_one_sends_the_rest_and_deletes_what_is_old(
     converted, double, nexus, tmp_path
@@ -214,6 +232,7 @@ FAULTS = {
     "not a Nexus model": (edit("config.json", '"model_type": "nexus"', '"model_type": "llama"'), ["not a Nexus model"]),
     "no config": (lambda folder: (folder / "config.json").unlink(), ["has no config.json"]),
     "half an auto_map": (edit("config.json", '"AutoModelForCausalLM"', '"AutoModelForNothing"'), ["auto_map"]),
+    "no architectures": (edit("config.json", '"architectures"', '"of"'), ["does not name its architectures"]),
     "no code": (lambda folder: (folder / "modeling_nexus.py").unlink(), ["lacks modeling_nexus.py"]),
     "code that needs us": (
         lambda folder: (folder / "modeling_nexus.py").write_text("\nimport nexus_transformers.configuration_nexus\n"),

@@ -125,8 +125,8 @@ def cases(preset: str) -> list[Case]:
             Case(whole, "prefill", 1, 512, variants=everything, weight=24, judged=True),
             Case(whole, "decode", 1, 1024, variants=everything, weight=15, judged=True),
             # a round of training scatters by 3 %: only many of them tell
-            Case(whole, "train", 1, 512, variants=TRAINED, judged=True, rounds=12),
-            Case(whole, "train checkpointed", 1, 512, variants=(CONTROL, "order 2"), judged=True, rounds=6),
+            Case(whole, "train", 1, 512, variants=TRAINED, judged=True, rounds=24),
+            Case(whole, "train checkpointed", 1, 512, variants=(CONTROL, "order 2"), judged=True, rounds=12),
         ]
     chosen = [
         Case(whole, "prefill", 8, 128, variants=everything, weight=5),

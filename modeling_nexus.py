@@ -682,7 +682,8 @@ class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
                 cache, kwargs["next_sequence_length"] = None, None
         kwargs |= {CACHE: cache, "inputs_embeds": inputs_embeds}
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        inputs["past_key_values"] = inputs.pop(CACHE, None)  # PEFT's prompt tuning knows the cache by this name only
+        if "prepare_inputs_for_generation" in vars(self):  # put there by PEFT's prompt tuning, for this name
+            inputs["past_key_values"] = inputs.pop(CACHE, None)
         return inputs
 
     def init_continuous_batching(self, *args, **kwargs):

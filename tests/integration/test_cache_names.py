@@ -130,6 +130,12 @@ def test_a_newer_release_is_warned_about_once(monkeypatch):
     assert "5.99.0.dev0 is installed" in message and "pip install 'transformers<" in message
 
 
+def test_generation_warns_of_nothing(recwarn):
+    """The old name of the cache is deprecated; whoever calls `generate` has not used it."""
+    build().generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert not [str(each.message) for each in recwarn if "past_key_values" in str(each.message)]
+
+
 def test_double_precision():
     model = build().double()
     cache = DynamicCache(config=model.config)

@@ -11,8 +11,11 @@ def with_old_spellings(config: dict[str, Any]) -> dict[str, Any]:
     rope = dict(config.get("rope_parameters") or {})
     theta, share = rope.pop("rope_theta", None), rope.pop("partial_rotary_factor", None)
     old: dict[str, Any] = {"torch_dtype": config.get("dtype")}
-    if rope.get("rope_type", "default") != "default":
-        old["rope_scaling"] = rope | ({"type": rope["rope_type"]} if config["model_type"] == "phi3" else {})
+    kind = rope.get("rope_type", "default")
+    if kind in ("linear", "dynamic"):
+        old["rope_scaling"] = {"type": kind, "factor": rope["factor"]}  # OLMo 2, and others before 4.43, want no more
+    elif kind != "default":
+        old["rope_scaling"] = rope | ({"type": kind} if config["model_type"] == "phi3" else {})
     if config["model_type"] == "gpt_neox":
         old |= {"rotary_emb_base": theta, "rotary_pct": 1.0 if share is None else share}
     else:

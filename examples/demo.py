@@ -38,7 +38,7 @@ def main() -> None:
     chat = [sys.executable, "-c", ISOLATED, "examples/chat.py", model, QUESTION]
     run(f"Load it without our package, and ask: {QUESTION}", *chat)
 
-    train = [sys.executable, "examples/finetune.py", model, tuned, "--steps", "30", "--eval-blocks", "16"]
+    train = [sys.executable, "examples/finetune.py", model, tuned, "--steps", "20", "--length", "128"]
     run("Fine-tune it with Trainer: LoRA adapters and the gates", *train, "--plot", plot)
     console.print(f"Done: the model is in {model}, fine-tuned in {tuned}; what its gates became shows {plot}.")
 

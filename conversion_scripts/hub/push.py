@@ -30,6 +30,7 @@ from ..verification.isolated import run_isolated
 from ..verification.verify import fits_in_memory
 from .upload import MODEL_FILES, WEIGHT_FILES, Upload, prepare
 
+SLOWEST = 100_000  # bytes per second, of a download: below that it is given up
 OURS = [*MODEL_FILES, *WEIGHT_FILES]  # deleted on the Hub if the folder no longer has them
 
 
@@ -180,7 +181,7 @@ def verify_pushed(upload: Upload, repo_id: str, commit: str) -> dict[str, Any]:
         "twice. It could not be downloaded and loaded again"
     )
     with console.status("downloading the commit and loading it in a fresh process"):
-        figures = run_isolated("pushed_check.py", request, failure)
+        figures = run_isolated("pushed_check.py", request, failure, seconds=3600 + upload.nbytes / SLOWEST)
     if figures["differences"]:
         raise HubError(
             f"{repo_id}: was uploaded as commit {commit}, but what comes back differs: "

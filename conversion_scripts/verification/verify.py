@@ -24,6 +24,8 @@ from .isolated import run_isolated
 
 FUSED_TOLERANCE = 2**-15  # of the largest logit, in float32, for sources that multiply fused weights
 BESIDE = ("isolated_probes.py", "isolated_controls.py")
+# A check is given up after this time, which a slow machine with a large model must not need: a 7B model has 13 days.
+HOURS, PARAMETERS_PER_HOUR = 24, 25e6
 CONTROL_FACTOR = 10  # by which a control must exceed the tolerance, where that is not 0
 
 
@@ -139,7 +141,10 @@ def compare_functions(source: Source, nexus: Nexus, dtype: torch.dtype, layer_by
         "control_tolerance": CONTROL_FACTOR * tolerance,
     }
     failure = f"{nexus.label}: could not be compared with {source.label} in a fresh process"
-    figures = run_isolated("isolated_check.py", request, failure, BESIDE, HF_HUB_OFFLINE="1")
+    seconds = 3600 * (HOURS + nexus.parameters / PARAMETERS_PER_HOUR)
+    figures = run_isolated("isolated_check.py", request, failure, BESIDE, seconds, HF_HUB_OFFLINE="1")
+    if "exceeded" in figures:
+        raise VerificationError(figures["exceeded"])
     if figures.get("failed") == "source":
         raise VerificationError(
             f"{source.label}: Transformers itself cannot load and run the source ({figures['reason']}), so there is "

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .. import modeling_nexus
 from ..bounded import bounded, step
+from ..conversion_scripts.checkpoint.code import check_code
 from ..conversion_scripts.checkpoint.open import locate, open_nexus
 from ..conversion_scripts.checkpoint.plan import check_tensors
 from ..conversion_scripts.progress import quiet_when_piped
@@ -20,18 +21,20 @@ MAX_TOKENS = 512
 
 def open_model(model: str, revision: str | None = None) -> tuple[NexusPreTrainedModel, PreTrainedTokenizerBase]:
     """
-    Loads a Nexus model, in float32, and its tokenizer, with classes of this package. No code of the folder is run.
+    Loads a Nexus model, in float32, and its tokenizer, with classes of this package. No code of the folder is run; if
+    that is not ours, the model is refused: it may compute something else.
 
     Args:
         model: a folder that `nexus convert`, `save_pretrained` or Trainer wrote, or a Hub id.
         revision: branch, tag or commit, for a Hub id.
 
     Raises:
-        `CheckpointError`: there is no such model, or it is not a Nexus model or not complete.
+        `CheckpointError`: there is no such model, it is not a Nexus model or not complete, or it has code of its own.
         `InspectionError`: it has no tokenizer.
     """
     folder, revision = locate(model, revision)
     nexus = open_nexus(folder, model, revision)
+    check_code(folder, nexus.raw_config, allow="remove it: nexus inspect computes with the code of this package")
     check_tensors(nexus, nexus.architecture)
     tokenizer = open_tokenizer(nexus.folder, model)
     with quiet_when_piped():

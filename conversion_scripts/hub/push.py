@@ -34,7 +34,9 @@ SLOWEST = 100_000  # bytes per second, of a download: below that it is given up
 OURS = [*MODEL_FILES, *WEIGHT_FILES]  # deleted on the Hub if the folder no longer has them
 
 
-def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool = False) -> dict[str, Any]:
+def push(
+    folder: str | Path, repo_id: str, private: bool = False, dry_run: bool = False, trust_remote_code: bool = False
+) -> dict[str, Any]:
     """
     Uploads the Nexus model in `folder` to the Hub's `repo_id` in one commit, then downloads that commit in a fresh
     process that cannot import our package and compares files, config, tokenizer and outputs with those of the folder.
@@ -47,6 +49,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool 
         repo_id: as in user/name; made if it does not exist.
         private: make the new repository private.
         dry_run: check everything, send nothing.
+        trust_remote_code: send and run code in `folder` that is not ours, too.
 
     Returns: repo_id, url, exists (before), private, files, left_out, deleted, notes; unless `dry_run` also commit,
         unchanged and verification.
@@ -58,7 +61,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool 
     check_repo_id(repo_id)
     api = HfApi()
     with tempfile.TemporaryDirectory(prefix="nexus-push-") as stage:
-        upload = prepare(Path(folder), repo_id, Path(stage))
+        upload = prepare(Path(folder), repo_id, Path(stage), trust_remote_code)
         check_temporary_space(upload)
         before = find_repository(api, repo_id, private)
         there = [sibling.rfilename for sibling in before.siblings or []] if before else []

@@ -19,6 +19,7 @@ from .hub.card import refresh_card
 from .hub.push import push as run_push
 from .nesting import Nesting
 from .printing import print_json, print_plan, print_push, print_report, print_verification
+from .stopping import stopped_by_signals
 from .to_source import convert_to_source
 from .tokenizer_command import app as tokenizer_app
 from .verification.verify import verify as run_verify
@@ -198,7 +199,8 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        app()
+        with stopped_by_signals():
+            app()
     except NexusError as error:
         if "--json" in sys.argv:
             print_json({"error": str(error)})

@@ -31,9 +31,11 @@ def bounded(function: Callable, *arguments: Any, raises: type[Exception] = Excee
     Returns or raises what `function(*arguments)` does in a forked process; both have to be picklable.
 
     Raises:
-        `raises`: a step of it took more than `SECONDS`, or it needed more than `MEMORY`. On systems other than Linux
-            memory is not limited.
+        `raises`: a step of it took more than `SECONDS`, or it needed more than `MEMORY`, which is limited on Linux
+            only. Nothing is where there is no fork.
     """
+    if not hasattr(os, "fork"):  # on Windows
+        return function(*arguments)
     receiver, sender = Pipe(duplex=False)
     child = fork()
     if child == 0:

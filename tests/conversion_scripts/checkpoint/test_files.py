@@ -124,6 +124,14 @@ def test_text_without_end_is_not_read(name, source, nexus, tmp_path):
     refused(nexus("convert", source, tmp_path / "out"), source / name, "has more than 256 MB, which no such file needs")
 
 
+def test_metadata_that_are_nested_too_deep_are_not_valid(source, model, nexus, tmp_path):
+    for folder in (source, model):
+        (folder / "README.md").write_text(f"---\nlicense: {'[' * 9999}\n---\n# A card\n")
+    status, _, errors = nexus("convert", source, tmp_path / "out", "--dry-run")
+    assert (status, errors) == (0, "")
+    refused(nexus("push", model, "someone/model"), model / "README.md", "its metadata are not valid")
+
+
 def test_a_large_file_of_another_kind_is_left_alone(tmp_path, nexus):
     source = checkpoints.llama(tmp_path / "source")
     (source / "data.json").touch()

@@ -1,5 +1,7 @@
 """Nexus: higher-order attention (arXiv 2512.03377) as a Hugging Face Transformers model."""
 
+from . import interrupt  # noqa: F401  # isort: skip  # first: what follows takes seconds
+
 import transformers
 
 from . import modeling_nexus

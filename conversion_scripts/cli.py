@@ -19,6 +19,7 @@ from .hub.card import refresh_card
 from .hub.push import push as run_push
 from .nesting import Nesting
 from .printing import print_json, print_plan, print_push, print_report, print_verification
+from .stopping import stopped_by_signals
 from .to_source import convert_to_source
 from .tokenizer_command import app as tokenizer_app
 from .verification.verify import verify as run_verify
@@ -31,6 +32,13 @@ SourceArgument = Annotated[str, typer.Argument(help="Checkpoint folder, Hub id, 
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit, for a Hub id.")]
 LayerByLayerOption = Annotated[
     bool, typer.Option("--layer-by-layer", help="Verify with one layer in memory at a time; done anyway if need be.")
+]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run the code in the Nexus model's folder, with all your rights, though it is not ours.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole report as JSON, errors too.")]
 
@@ -70,6 +78,7 @@ def convert(
     layer_by_layer: LayerByLayerOption = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model of ours at OUT.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
+    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
     revision: RevisionOption = None,
 ) -> None:
@@ -92,10 +101,14 @@ def convert(
         for name in [*(field.name for field in fields(Nesting)), "no_gate", "dtype", "revision"]:
             if context.get_parameter_source(name).name == "COMMANDLINE":
                 raise ConversionError(f"--{name.replace('_', '-')}: has no meaning with --to-source.")
-        report = convert_to_source(source, out, family, **common)
+        report = convert_to_source(source, out, family, trust_remote_code=trust_remote_code, **common)
     elif family:
         raise ConversionError(
             "--family: has a meaning with --to-source only; otherwise config.json says what SOURCE is."
+        )
+    elif trust_remote_code:
+        raise ConversionError(
+            "--trust-remote-code: has a meaning with --to-source only; no code of SOURCE is ever run."
         )
     else:
         report = run_convert(
@@ -120,11 +133,12 @@ def verify(
     source: SourceArgument,
     out: Annotated[Path, typer.Argument(help="The Nexus model.")],
     layer_by_layer: LayerByLayerOption = False,
+    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
     revision: RevisionOption = None,
 ) -> None:
     """Check that the Nexus model in OUT, its gates closed, is the same function as SOURCE."""
-    figures = run_verify(source, out, revision, layer_by_layer)
+    figures = run_verify(source, out, revision, layer_by_layer, trust_remote_code)
     refresh_card(out)
     show(figures, as_json, print_verification)
 
@@ -135,10 +149,11 @@ def push(
     repo: Annotated[str, typer.Argument(help="USER/NAME on the Hub; made if it does not exist.")],
     private: Annotated[bool, typer.Option("--private", help="Make the new repository private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
+    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Upload the Nexus model in FOLDER to the Hub in one commit, and check what the Hub then serves."""
-    show(run_push(folder, repo, private, dry_run), as_json, print_push)
+    show(run_push(folder, repo, private, dry_run, trust_remote_code), as_json, print_push)
 
 
 @app.command()
@@ -184,7 +199,8 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        app()
+        with stopped_by_signals():
+            app()
     except NexusError as error:
         if "--json" in sys.argv:
             print_json({"error": str(error)})

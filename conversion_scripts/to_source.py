@@ -8,6 +8,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ..errors import ConversionError
 from ..modeling_nexus import is_gate
 from ..tokenization import carry_over_tokenizer
+from .checkpoint.code import check_code
 from .checkpoint.files import REPORT_FILE, carry_licences, read_json, write_json
 from .checkpoint.open import Nexus, open_nexus, open_source
 from .checkpoint.output import MODEL, check_free_space, check_output, is_our_model, staged_output
@@ -31,11 +32,13 @@ def convert_to_source(
     max_shard_size: int | str = "5GB",
     command: list[str] | None = None,
     dry_run: bool = False,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """
     Converts the Nexus model in the folder `nexus` to a checkpoint that Transformers loads without our code, and returns
     the report. Every tensor keeps its dtype. The arguments are those of `convert`; `family` is the model_type to
-    become, by default the one that conversion_report.json says it came from.
+    become, by default the one that conversion_report.json says it came from, and `trust_remote_code` allows to run
+    code in `nexus` that is not ours, to verify.
 
     Raises:
         `ConversionError`: besides what `convert` raises it for, a gate that is not closed: no standard model computes
@@ -44,6 +47,7 @@ def convert_to_source(
     nexus, out = Path(nexus), Path(out)
     check_output(out, MODEL, is_our_model, inputs=[nexus])
     opened = open_nexus(nexus)
+    check_code(nexus, opened.raw_config, trust_remote_code)
     check_tensors(opened, "NexusForCausalLM")  # a gate that is missing is not closed
     check_standard(opened)
 
@@ -57,7 +61,7 @@ def convert_to_source(
         return describe_plan(out, opened, plan, options, source_card_data(nexus).get("license"))
     if report := finished_report(out, opened, options):
         if verify and "verification" not in report:
-            report["verification"] = verify_opened(open_source(out), nexus, layer_by_layer)
+            report["verification"] = verify_opened(open_source(out), nexus, layer_by_layer, trust_remote_code)
             write_json(out / REPORT_FILE, report)
         return report | {"unchanged": True}
     check_output(out, MODEL, is_our_model, overwrite=overwrite)
@@ -75,7 +79,7 @@ def convert_to_source(
         }
 
         if verify:
-            report["verification"] = verify_opened(open_source(folder), nexus, layer_by_layer)
+            report["verification"] = verify_opened(open_source(folder), nexus, layer_by_layer, trust_remote_code)
 
         write_source_card(folder, nexus, target.model_type)
         write_json(folder / REPORT_FILE, report)

@@ -51,7 +51,7 @@ def train(
                     # In a thread: the library hears of Ctrl-C only when it has finished, the one that waits at once.
                     training = ThreadPoolExecutor(1).submit(train_tokenizer, files, wanted, **options, progress=advance)
                     tokenizer = training.result()
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):  # the latter of SIGTERM, see stopping.py
                 raise typer.Abort() from None  # a failure, for `staged_output`: there is nothing to continue
             save_tokenizer(tokenizer, folder)
     except typer.Abort:

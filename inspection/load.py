@@ -7,30 +7,34 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .. import modeling_nexus
+from ..bounded import bounded, step
+from ..conversion_scripts.checkpoint.code import check_code
 from ..conversion_scripts.checkpoint.open import locate, open_nexus
 from ..conversion_scripts.checkpoint.plan import check_tensors
 from ..conversion_scripts.progress import quiet_when_piped
 from ..errors import InspectionError, reason_of
 from ..modeling_nexus import NexusPreTrainedModel
-from ..tokenization import TOKENIZER_FILES
+from ..tokenization.carry_over import TOKENIZER_FILES, class_of, tokenizer_file
 
 MAX_TOKENS = 512
 
 
 def open_model(model: str, revision: str | None = None) -> tuple[NexusPreTrainedModel, PreTrainedTokenizerBase]:
     """
-    Loads a Nexus model, in float32, and its tokenizer with the classes of this package; no code of the folder is run.
+    Loads a Nexus model, in float32, and its tokenizer, with classes of this package. No code of the folder is run; if
+    that is not ours, the model is refused: it may compute something else.
 
     Args:
         model: a folder that `nexus convert`, `save_pretrained` or Trainer wrote, or a Hub id.
         revision: branch, tag or commit, for a Hub id.
 
     Raises:
-        `CheckpointError`: there is no such model, or it is not a Nexus model or not complete.
+        `CheckpointError`: there is no such model, it is not a Nexus model or not complete, or it has code of its own.
         `InspectionError`: it has no tokenizer.
     """
     folder, revision = locate(model, revision)
     nexus = open_nexus(folder, model, revision)
+    check_code(folder, nexus.raw_config, allow="remove it: nexus inspect computes with the code of this package")
     check_tensors(nexus, nexus.architecture)
     tokenizer = open_tokenizer(nexus.folder, model)
     with quiet_when_piped():
@@ -46,7 +50,10 @@ def open_tokenizer(folder: Path, label: str) -> PreTrainedTokenizerBase:
             f"{label}: has no tokenizer, so a prompt cannot be read; save one there with tokenizer.save_pretrained."
         )
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        bounded(class_of, folder, raises=InspectionError)  # loading it ends, and so will the next time
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except InspectionError:
+        raise
     except Exception as error:  # the reader of every format has exceptions of its own
         raise InspectionError(f"{label}: its tokenizer cannot be read ({reason_of(error)}).") from error
 
@@ -80,13 +87,26 @@ def encode(
         raise InspectionError(f"--generate {generate}: a {type(model).__name__} cannot continue a text.")
     if chat and not tokenizer.chat_template:
         raise InspectionError("--chat: the tokenizer has no chat template; leave --chat out.")
-    if chat:
-        turn = [{"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
-    else:
-        ids = tokenizer(prompt)["input_ids"]
+    ids = bounded(token_ids, tokenizer, prompt, chat, raises=InspectionError)
     check_ids(ids, generate, model.config)
     return torch.tensor([ids])
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> list[int]:
+    """Runs in a process of its own, see bounded.py: tokenizers and chat templates are programs."""
+    if not chat:
+        step(f"{tokenizer_file(Path(tokenizer.name_or_path))}: tokenizing the prompt with it")
+        return tokenizer(prompt)["input_ids"]
+    folder = Path(tokenizer.name_or_path)
+    files = [folder / name for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")]
+    step(f"{next((file for file in files if file.is_file()), folder)}: rendering the prompt with it")
+    turn = [{"role": "user", "content": prompt}]
+    try:
+        return tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
+    except MemoryError:
+        raise
+    except Exception as error:  # a template is a program: anything may go wrong in it
+        raise InspectionError(f"--chat: the chat template cannot be rendered ({reason_of(error)}).") from error
 
 
 def continued(model: NexusPreTrainedModel, ids: torch.Tensor, tokens: int) -> torch.Tensor:
@@ -115,6 +135,11 @@ def check_ids(ids: list[int], generate: int, config) -> None:
 
 def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     """The text of every token, its leading space included."""
+    return bounded(decoded, tokenizer, ids, raises=InspectionError)
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    step(f"{tokenizer_file(Path(tokenizer.name_or_path))}: decoding tokens with it")
     pieces = []
     for token_id in ids:
         piece = tokenizer.decode([token_id], clean_up_tokenization_spaces=False)

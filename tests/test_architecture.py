@@ -14,6 +14,8 @@ PACKAGE = "nexus_transformers"
 # Part -> where its files are. The longest path that fits counts.
 PARTS = {
     "errors": "errors",
+    "bounded": "bounded",
+    "interrupt": "interrupt",
     "configuration": "configuration_nexus",
     "modeling": "modeling_nexus",
     "package": "__init__",
@@ -26,21 +28,23 @@ PARTS = {
     "isolated checks": "conversion_scripts/verification/isolated_check conversion_scripts/verification/pushed_check",
     "hub": "conversion_scripts/hub",
     "convert": "conversion_scripts/convert conversion_scripts/nesting conversion_scripts/to_source",
-    "cli": "conversion_scripts/cli conversion_scripts/tokenizer_command",
+    "cli": "conversion_scripts/cli conversion_scripts/stopping conversion_scripts/tokenizer_command",
     "inspection": "inspection",
     "common": "common",
     "experiments": "experiments",
     "benchmarks": "benchmarks",
     "examples": "examples",
 }
-_CONVERSION = "errors configuration modeling tokenization progress printing families checkpoint"
+_CONVERSION = "errors bounded configuration modeling tokenization progress printing families checkpoint"
 # Part -> the other parts that it may import.
 MAY_IMPORT = {
     "errors": "",
+    "bounded": "",  # isolated checks have a copy of it
+    "interrupt": "",
     "configuration": "",
     "modeling": "configuration",  # both travel to the Hub
-    "package": "configuration modeling",
-    "tokenization": "errors",
+    "package": "configuration modeling interrupt",
+    "tokenization": "errors bounded",
     "progress": "",
     "printing": "",
     "families": "errors configuration",
@@ -49,8 +53,8 @@ MAY_IMPORT = {
     "isolated checks": "",  # they run where the package cannot be imported
     "hub": f"{_CONVERSION} verification",
     "convert": f"{_CONVERSION} verification hub",
-    "cli": f"{_CONVERSION} verification hub convert inspection",
-    "inspection": "errors configuration modeling tokenization progress printing checkpoint",
+    "cli": f"interrupt {_CONVERSION} verification hub convert inspection",
+    "inspection": "errors bounded configuration modeling tokenization progress printing checkpoint",
     "common": "package",
     "experiments": "package common",
     "benchmarks": "package common",

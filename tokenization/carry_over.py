@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..bounded import bounded, step
 from ..errors import TokenizerError, reason_of
 
 TOKENIZER_FILES = (
@@ -55,7 +56,7 @@ def keep_tokenizer_class(source: Path, target: Path) -> str | None:
     file = target / "tokenizer_config.json"
     if not file.exists():
         return None
-    expected, actual = (type(AutoTokenizer.from_pretrained(folder)).__name__ for folder in (source, target))
+    expected, actual = (bounded(class_of, folder, raises=TokenizerError) for folder in (source, target))
     if expected == actual:
         return None
     config = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": expected}
@@ -63,13 +64,28 @@ def keep_tokenizer_class(source: Path, target: Path) -> str | None:
     return expected
 
 
+def class_of(folder: Path) -> str:
+    step(f"{tokenizer_file(folder)}: loading this tokenizer")
+    return type(AutoTokenizer.from_pretrained(folder, trust_remote_code=False)).__name__
+
+
+def tokenizer_file(folder: Path) -> Path:
+    """The file that says most of a tokenizer, for messages."""
+    return next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), folder)
+
+
 def rebuild_gguf_tokenizer(folder: Path, gguf_file: str, target: Path) -> list[str]:
     """
     A GGUF file holds the vocabulary, the merges and the chat template in a form of its own; Transformers rebuilds the
     tokenizer from it. Returns the names of the files written to `target`.
     """
+    return bounded(rebuild, folder, gguf_file, target, raises=TokenizerError)
+
+
+def rebuild(folder: Path, gguf_file: str, target: Path) -> list[str]:
+    step(f"{folder / gguf_file}: rebuilding its tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
     except Exception as error:  # the reader of every format has exceptions of its own
         raise TokenizerError(
             f"{folder / gguf_file}: Transformers cannot read its tokenizer ({reason_of(error)}). Convert the original "

@@ -11,8 +11,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
+from ..bounded import bounded, step
 from ..errors import TokenizerError, reason_of
-from .carry_over import TOKENIZER_FILES
+from .carry_over import TOKENIZER_FILES, tokenizer_file
 
 CONFIG, GENERATION_CONFIG, TOKENIZER = "config.json", "generation_config.json", "the tokenizer"
 KINDS = ("bos", "eos", "pad")
@@ -35,9 +36,13 @@ def check_tokenizer(folder: str | Path, vocab_size: int) -> dict[str, Any]:
 
     Raises:
         `TokenizerError`: a token of ordinary text has an id for which there is no row, the tokenizer cannot be loaded,
-            or a JSON file is not valid.
+            loading it takes more time or memory than a tokenizer needs, or a JSON file is not valid.
     """
-    folder = Path(folder)
+    return bounded(examine, Path(folder), vocab_size, raises=TokenizerError)
+
+
+def examine(folder: Path, vocab_size: int) -> dict[str, Any]:
+    """Runs in a process of its own, see bounded.py."""
     places = {
         name: {kind: token_ids(folder / name, content, kind) for kind in KINDS}
         for name in (CONFIG, GENERATION_CONFIG)
@@ -128,6 +133,7 @@ def remote_code(folder: Path) -> str | None:
 
 
 def load(folder: Path) -> PreTrainedTokenizerBase:
+    step(f"{tokenizer_file(folder)}: loading this tokenizer")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:

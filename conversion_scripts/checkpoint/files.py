@@ -1,7 +1,8 @@
-"""The files of a model folder: their names, how they are read, and that none of them leads elsewhere."""
+"""The files of a model folder: their names, how they are read, and that each of them is a file, and lies there."""
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from ...configuration_nexus import AUTO_MAP
 from ...errors import CheckpointError, reason_of
+from ...tokenization.carry_over import CARRIED_FILES
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -17,9 +19,12 @@ CARD_FILE = "README.md"
 ROOT = Path(__file__).parents[2]
 LICENCE_FILES = ["LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*"]
 CODE_FILES = sorted({reference.split(".")[0] + ".py" for reference in AUTO_MAP.values()})  # of ROOT; they travel along
+READ_WHOLE = ("config.json", INDEX_FILE, REPORT_FILE, CARD_FILE, *CARRIED_FILES)
+LARGEST = 256 << 20  # bytes of one that is read whole; tokenizer.json of the largest vocabularies has 35 MB
 
 
 def read_json(file: Path, hint: str = "download the checkpoint again") -> dict[str, Any]:
+    check_file(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -62,16 +67,30 @@ def is_complete(file: Path, description: dict[str, Any] | None) -> bool:
     return sha256(file) == description["sha256"]
 
 
-def check_links(folder: Path) -> None:
+def check_files(folder: Path) -> None:
     """
     Raises `CheckpointError` if a link leads out of the folder: what it leads to would be copied, and perhaps published.
-    The links of the Hub's cache lead to its blobs.
+    The links of the Hub's cache lead to its blobs. Also for what `check_file` refuses.
     """
     allowed = [folder.resolve()]
     if folder.resolve().parent.name == "snapshots":
         allowed.append(folder.resolve().parent.parent / "blobs")
     for file in folder.rglob("*"):
-        if file.is_symlink() and not any(file.resolve().is_relative_to(place) for place in allowed):
+        target = Path(os.path.realpath(file))  # of links in a circle the link itself
+        if file.is_symlink() and not any(target.is_relative_to(place) for place in allowed):
             raise CheckpointError(
-                f"{file}: is a symbolic link out of the folder, to {file.resolve()}; copy the file itself there."
+                f"{file}: is a symbolic link out of the folder, to {target}; copy the file itself there."
             )
+        check_file(file)
+
+
+def check_file(file: Path) -> None:
+    """Raises `CheckpointError` for what cannot be read to its end: pipes, sockets, devices, and text without end."""
+    if file.is_dir() or not file.exists():
+        return
+    if not file.is_file():
+        raise CheckpointError(f"{file}: is a pipe, a socket or a device and not a file; remove it.")
+    if file.stat().st_size > LARGEST and (file.name in READ_WHOLE or file.suffix in (".jinja", ".py")):
+        raise CheckpointError(
+            f"{file}: has more than {LARGEST >> 20} MB, which no such file needs; replace or remove it."
+        )

@@ -54,7 +54,9 @@ def read_gguf(file: Path) -> tuple[PreTrainedModel, bool]:
         fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         with quiet_when_piped():  # the reader has a progress bar of its own
-            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+            )
     except Exception as error:
         raise CheckpointError(f"{file}: Transformers cannot read this GGUF file ({reason_of(error)}).") from error
     for name in tensors:

@@ -14,7 +14,7 @@ from ...configuration_nexus import AUTO_MAP, NexusConfig
 from ...errors import CheckpointError, reason_of
 from ..families import Family, family_of
 from .download import download
-from .files import check_links, read_json
+from .files import READ_WHOLE, check_file, check_files, read_json
 from .gguf import read_gguf
 from .weights import Checkpoint, open_checkpoint
 
@@ -65,7 +65,10 @@ def open_source(model: str | Path, revision: str | None = None, headers_only: bo
     label = str(model)
     place, revision = locate(label, revision, headers_only)
     if place.is_file():
+        for name in READ_WHOLE:  # by Transformers, beside the weights; what else is there is none of ours
+            check_file(place.parent / name)
         return open_gguf(label, place)
+    check_files(place)
     gguf_files = sorted(place.glob("*.gguf"))
     if gguf_files and not any(place.glob("*.safetensors")):
         if len(gguf_files) > 1:
@@ -83,13 +86,13 @@ def open_nexus(folder: Path, label: str | None = None, revision: str | None = No
         `CheckpointError`: it is no Nexus model. Whether it has the right tensors is what `check_tensors` says.
     """
     label = label or str(folder)
+    check_files(folder)
     raw = read_json(folder / "config.json", "is this a Nexus model?")
     if raw.get("model_type") != "nexus":
         raise CheckpointError(
             f"{label}: is not a Nexus model (model_type={raw.get('model_type')!r}). Convert it first: nexus convert "
             f"{label} OUT."
         )
-    check_links(folder)
     try:
         config = NexusConfig.from_dict(raw)
     except (StrictDataclassError, ValueError, TypeError) as error:
@@ -116,7 +119,6 @@ def open_safetensors(label: str, folder: Path, revision: str | None) -> Source:
             f"{folder}: is quantized ({method}). Load it with Transformers, call model.dequantize(), save it, and "
             "convert that."
         )
-    check_links(folder)
     family = family_of(raw_config.get("model_type"))
     checkpoint = with_prefix(open_checkpoint(label, folder, revision, raw_config), family)
     try:

@@ -65,7 +65,7 @@ def plan_nexus(
 def plan_source(nexus: Nexus, family: Family, source_config: Any) -> dict[str, Planned]:
     """A Nexus model -> the tensors of the standard one. Gates and inner layers have no place in it."""
     config = nexus.config
-    expected = shapes_of_model(lambda: AutoModelForCausalLM.from_config(source_config), nexus)
+    expected = shapes_of_model(lambda: AutoModelForCausalLM.from_config(source_config, trust_remote_code=False), nexus)
     plan, used = {}, set()
     for in_memory, tensor in expected.items():
         name = family.saved_as.get(in_memory, in_memory)

@@ -21,7 +21,7 @@ CARRIED = ("license_name", "license_link", "language", "datasets")  # as true of
 def source_card_data(folder: Path) -> ModelCardData:
     try:
         return ModelCard.load(folder / CARD_FILE, ignore_metadata_errors=True).data  # such as of an old model-index
-    except (OSError, ValueError, YAMLError):  # none, or not a valid card: it then states no licence
+    except (OSError, ValueError, YAMLError, RecursionError):  # none, or not a valid card: it then states no licence
         return ModelCardData()
 
 
@@ -147,7 +147,7 @@ def card_for_repository(folder: Path, repo_id: str) -> bytes:
     try:
         if not ModelCard(text).data.to_dict():
             raise ValueError("there are none between two lines of ---")
-    except (ValueError, TypeError, YAMLError) as error:
+    except (ValueError, TypeError, YAMLError, RecursionError) as error:
         raise HubError(f"{file}: its metadata are not valid ({reason_of(error)}).") from error
     in_code = False
     for number, line in enumerate(text.splitlines(), 1):

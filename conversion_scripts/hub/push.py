@@ -30,10 +30,13 @@ from ..verification.isolated import run_isolated
 from ..verification.verify import fits_in_memory
 from .upload import MODEL_FILES, WEIGHT_FILES, Upload, prepare
 
+SLOWEST = 100_000  # bytes per second, of a download: below that it is given up
 OURS = [*MODEL_FILES, *WEIGHT_FILES]  # deleted on the Hub if the folder no longer has them
 
 
-def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool = False) -> dict[str, Any]:
+def push(
+    folder: str | Path, repo_id: str, private: bool = False, dry_run: bool = False, trust_remote_code: bool = False
+) -> dict[str, Any]:
     """
     Uploads the Nexus model in `folder` to the Hub's `repo_id` in one commit, then downloads that commit in a fresh
     process that cannot import our package and compares files, config, tokenizer and outputs with those of the folder.
@@ -46,6 +49,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool 
         repo_id: as in user/name; made if it does not exist.
         private: make the new repository private.
         dry_run: check everything, send nothing.
+        trust_remote_code: send and run code in `folder` that is not ours, too.
 
     Returns: repo_id, url, exists (before), private, files, left_out, deleted, notes; unless `dry_run` also commit,
         unchanged and verification.
@@ -57,7 +61,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool 
     check_repo_id(repo_id)
     api = HfApi()
     with tempfile.TemporaryDirectory(prefix="nexus-push-") as stage:
-        upload = prepare(Path(folder), repo_id, Path(stage))
+        upload = prepare(Path(folder), repo_id, Path(stage), trust_remote_code)
         check_temporary_space(upload)
         before = find_repository(api, repo_id, private)
         there = [sibling.rfilename for sibling in before.siblings or []] if before else []
@@ -180,7 +184,7 @@ def verify_pushed(upload: Upload, repo_id: str, commit: str) -> dict[str, Any]:
         "twice. It could not be downloaded and loaded again"
     )
     with console.status("downloading the commit and loading it in a fresh process"):
-        figures = run_isolated("pushed_check.py", request, failure)
+        figures = run_isolated("pushed_check.py", request, failure, seconds=3600 + upload.nbytes / SLOWEST)
     if figures["differences"]:
         raise HubError(
             f"{repo_id}: was uploaded as commit {commit}, but what comes back differs: "

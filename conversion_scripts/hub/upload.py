@@ -14,6 +14,7 @@ from transformers.dynamic_module_utils import get_imports, get_relative_imports
 from ...configuration_nexus import AUTO_MAP
 from ...errors import HubError
 from ...tokenization import CARRIED_FILES
+from ..checkpoint.code import check_code
 from ..checkpoint.files import (
     CARD_FILE,
     CODE_FILES,
@@ -69,7 +70,7 @@ class Upload:
         return sum(description["bytes"] for description in self.files.values())
 
 
-def prepare(model: Path, repo_id: str, stage: Path) -> Upload:
+def prepare(model: Path, repo_id: str, stage: Path, trust_remote_code: bool = False) -> Upload:
     """
     Checks the folder `model`, collects in the empty folder `stage` what is sent to `repo_id`, and hashes it.
 
@@ -80,7 +81,8 @@ def prepare(model: Path, repo_id: str, stage: Path) -> Upload:
         raise HubError(f"{model}: no such folder.")
     nexus = open_nexus(model)
     check_auto_map(nexus)
-    check_code(model)
+    check_imports(model)
+    check_code(model, nexus.raw_config, trust_remote_code)
     check_tensors(nexus, nexus.architecture)
     card = card_for_repository(model, repo_id)
 
@@ -128,7 +130,7 @@ def check_auto_map(nexus: Nexus) -> None:
             )
 
 
-def check_code(model: Path) -> None:
+def check_imports(model: Path) -> None:
     """The code files are there and import nothing that a user of Transformers does not have."""
     for name in CODE_FILES:
         try:

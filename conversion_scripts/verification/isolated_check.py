@@ -1,7 +1,7 @@
 """
 The half of `nexus verify` that runs in a fresh process: source and result loaded as a stranger would load them, with
-torch and transformers alone, and compared as functions. `isolated.py` copies it, isolated_probes.py and
-isolated_controls.py to an empty folder and runs it there, so they import nothing of our package.
+torch and transformers alone, and compared as functions. `isolated.py` copies it and what it imports to an empty folder
+and runs it there, so they import nothing of our package.
 
 usage: python isolated_check.py REQUEST.json RESULT.json
 """
@@ -19,6 +19,13 @@ sys.modules["nexus_transformers"] = None  # importing our package fails from her
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the files beside it
 
+if __name__ == "__main__":  # only then they lie there
+    from isolated_parent import end_with_parent
+
+    from bounded import Exceeded, bounded, step
+
+    end_with_parent()
+
 import torch  # noqa: E402
 from isolated_controls import controls, middle_layer  # noqa: E402
 from isolated_probes import (  # noqa: E402
@@ -30,6 +37,7 @@ from isolated_probes import (  # noqa: E402
     NEW_TOKENS,
     PASSAGES,
     PROMPTS,
+    english,
     passages,
     templates,
     thresholds,
@@ -46,6 +54,10 @@ from transformers import (  # noqa: E402
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
+
+# Where a tokenizer and a chat template may lie, for messages
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
+TEMPLATE = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 
 
 @torch.inference_mode()
@@ -130,11 +142,11 @@ def compare(expected: list[torch.Tensor], actual: list[torch.Tensor]) -> dict:
 
 def load(request: dict, folder: str, trust_remote_code: bool, **kwargs) -> PreTrainedModel:
     if "gguf_file" in kwargs:  # whose reader leaves out some rotary settings
-        kwargs["config"] = AutoConfig.from_pretrained(folder, **kwargs)
+        kwargs["config"] = AutoConfig.from_pretrained(folder, trust_remote_code=False, **kwargs)
         kwargs["config"].rope_parameters = request["rope_parameters"]
     if request["layer_by_layer"]:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **kwargs)
-        kwargs["device_map"] = device_map(config)
+        kwargs["device_map"] = device_map(config, request["attn_implementation"], trust_remote_code)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         trust_remote_code=trust_remote_code,
@@ -147,13 +159,15 @@ def load(request: dict, folder: str, trust_remote_code: bool, **kwargs) -> PreTr
     return model
 
 
-def device_map(config) -> dict[str, str]:
+def device_map(config, attn_implementation: str, trust_remote_code: bool) -> dict[str, str]:
     """
     Every matrix stays on the disk: Transformers reads it from the checkpoint when it is used, and lets go of it. Only
     the layer in the middle is kept in memory, where a control changes its heads, and so are norms and gates.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+        )
     middle = f".layers.{middle_layer(config)}."
     return {
         name: "disk" if isinstance(module, torch.nn.Linear | torch.nn.Embedding) and middle not in name else "cpu"
@@ -170,12 +184,50 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def read_tokenizers(request: dict) -> dict:
+    """
+    Compares the tokenizers, and adds what the models are given: ids of a chat and of English texts. All of this runs in
+    a process that may use little time and memory; that of the models loads no tokenizer.
+    """
+    with failing("source"):
+        source = request["source"]
+        step(f"{file_of(source, request['gguf_file'] or '', *TOKENIZER)}: loading this tokenizer")
+        expected = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf_file(request))
+    with failing("result"):
+        actual, vocab_size = tokenizer_of_target(request)
+        result = compare_tokenizers(expected, actual)
+        chat = result.pop("chat", None) or PROMPTS[0]
+        step(f"{file_of(actual.name_or_path, *TOKENIZER)}: tokenizing text with it")
+        return result | {"prompt": tokens(actual, chat, vocab_size), "texts": english(actual, vocab_size)}
+
+
+def tokenizer_of_target(request: dict):
+    """The tokenizer, and the size of the model's vocabulary. The config's own code is run, a tokenizer's is not."""
+    step(f"{file_of(request['target'], *TOKENIZER)}: loading this tokenizer")
+    config = AutoConfig.from_pretrained(request["target"], trust_remote_code=True)
+    return AutoTokenizer.from_pretrained(request["target"], config=config, trust_remote_code=False), config.vocab_size
+
+
+def decode(request: dict, ids: list[int]) -> str:
+    tokenizer, _ = tokenizer_of_target(request)
+    step(f"{file_of(request['target'], *TOKENIZER)}: decoding tokens with it")
+    return tokenizer.decode(ids)
+
+
+def file_of(folder: str | Path, *names: str) -> Path:
+    """The first of these files that is there, for messages."""
+    return next((Path(folder) / name for name in names if (Path(folder) / name).is_file()), Path(folder))
+
+
 def compare_tokenizers(expected, actual) -> dict:
     """What both make of the prompts and of a chat. What the source's own cannot do is skipped, and noted."""
     result, skipped = {}, []
+    step(f"{file_of(expected.name_or_path, *TOKENIZER)}: tokenizing text with it")
     for prompt in PROMPTS:
         try:
             ids = expected(prompt)["input_ids"]
+        except MemoryError:
+            raise
         except Exception as error:
             skipped.append(f"tokens of {prompt!r} ({sentence(error)})")
             continue
@@ -185,6 +237,8 @@ def compare_tokenizers(expected, actual) -> dict:
     for name in templates(expected):
         try:
             rendered = render(expected, name)
+        except MemoryError:
+            raise
         except Exception as error:
             skipped.append(f"chat template{'' if name is None else ' ' + name} ({sentence(error)})")
             continue
@@ -197,12 +251,14 @@ def compare_tokenizers(expected, actual) -> dict:
 
 
 def render(tokenizer, name: str | None) -> str:
+    file = file_of(tokenizer.name_or_path, f"additional_chat_templates/{name}.jinja", *TEMPLATE)
+    step(f"{file}: rendering a chat with it")
     options = {} if name is None else {"chat_template": name}
     return tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True, **options)
 
 
-def compare_models(request: dict, tokenizer, chat: str | None) -> dict:
-    """Loads the source, then the result, and runs both on the same tokens."""
+def compare_models(request: dict, prompt: list[int], texts: list[list[int]]) -> dict:
+    """Loads the source, then the result, and runs both on the same tokens: random ones, `texts`, and after `prompt`."""
     layer_by_layer = request["layer_by_layer"]
     count, longest, new_tokens = LAYERWISE if layer_by_layer else (PASSAGES, LENGTH, NEW_TOKENS)
     result = {"dtype": request["dtype"], "skipped": []}
@@ -211,8 +267,8 @@ def compare_models(request: dict, tokenizer, chat: str | None) -> dict:
         source = load(request, request["source"], trust_remote_code=False, **gguf_file(request))
         vocab_size = source.config.vocab_size
         length = max(min(longest, source.config.max_position_embeddings - new_tokens), 2)
-        batches = passages(tokenizer, vocab_size, count, length)
-        prompt = tokens(tokenizer, chat or PROMPTS[0], vocab_size) or batches[0][:8]
+        batches = passages(texts, vocab_size, count, length)
+        prompt = prompt[:length] or batches[0][:8]
         afforded = AFFORDED / source.num_parameters()
         lengths = {name: start + BEYOND for name, start in thresholds(source.config).items()}
         reached = {name: end for name, end in lengths.items() if length < end <= afforded}
@@ -253,7 +309,7 @@ def compare_models(request: dict, tokenizer, chat: str | None) -> dict:
                 result["greedy_first_difference"] = next(n for n, (one, other) in enumerate(pairs) if one != other)
                 uncached, _ = greedy(model, prompt, new_tokens, eos, use_cache=False)
                 result["greedy_equal_without_cache"] = uncached == expected_continuation
-            result["greedy"] = tokenizer.decode(continuation) if tokenizer else continuation
+            result["greedy"] = continuation
             result["tokens_per_second"] = {"source": round(source_speed, 2), "nexus": round(speed, 2)}
 
         def difference() -> float:
@@ -288,19 +344,14 @@ def sentence(error: Exception) -> str:
 
 def main(request: dict) -> dict:
     torch.manual_seed(0)
-    tokenizers, result = [None, None], {"skipped": []}
-    if request["has_tokenizer"]:
-        with failing("source"):
-            tokenizers[0] = AutoTokenizer.from_pretrained(
-                request["source"], trust_remote_code=False, **gguf_file(request)
-            )
-        with failing("result"):
-            tokenizers[1] = AutoTokenizer.from_pretrained(request["target"], trust_remote_code=True)
-            result = compare_tokenizers(*tokenizers)
-    chat = result.pop("chat", None)
-    figures = compare_models(request, tokenizers[1], chat)
+    result = bounded(read_tokenizers, request) if request["has_tokenizer"] else {"skipped": []}
+    prompt, texts = result.pop("prompt", []), result.pop("texts", [])
+    figures = compare_models(request, prompt, texts)
     if figures["not_finite"] and request["dtype"] != "float32":
-        figures["in_float32"] = compare_models(request | {"dtype": "float32"}, tokenizers[1], chat)
+        figures["in_float32"] = compare_models(request | {"dtype": "float32"}, prompt, texts)
+    for compared in (figures, figures.get("in_float32", {})):
+        if "greedy" in compared and request["has_tokenizer"]:
+            compared["greedy"] = bounded(decode, request, compared["greedy"])
     return {
         "attn_implementation": request["attn_implementation"],
         "layer_by_layer": request["layer_by_layer"],
@@ -316,4 +367,6 @@ if __name__ == "__main__":
         answer = main(json.loads(Path(sys.argv[1]).read_text()))
     except Failed as error:
         answer = {"failed": error.args[0], "reason": error.args[1]}
+    except Exceeded as error:
+        answer = {"exceeded": str(error)}
     Path(sys.argv[2]).write_text(json.dumps(answer))

@@ -3,6 +3,7 @@ What source and result are both given: prompts, passages, chats, and the lengths
 Copied beside isolated_check.py to an empty folder, so it imports nothing of our package.
 """
 
+from itertools import islice
 from pydoc_data.topics import topics
 
 import torch
@@ -23,26 +24,31 @@ BEYOND = 32  # tokens past a window, or past the length that a rotary embedding 
 AFFORDED = 2e12  # parameters times tokens of that pass
 
 
-def passages(tokenizer, vocab_size: int, count: int, length: int) -> list[list[int]]:
+def english(tokenizer, vocab_size: int) -> list[list[int]]:
     """
-    Random ids, and every other passage real English text (Python's own documentation, which every Python carries) if
-    the tokenizer can read that. To models of molecules or music, text is unknown tokens.
+    Real English texts, Python's own documentation, which every Python carries; as many as `passages` takes, if the
+    tokenizer can read them. To models of molecules or music, text is unknown tokens.
     """
+    texts = [topics[topic] for topic in TOPICS if topic in topics] + [" ".join(topics.values())]
+    read = (tokens(tokenizer, text, vocab_size)[:LENGTH] for text in texts)
+    return list(islice((ids for ids in read if len(ids) > 1), PASSAGES // 2))
+
+
+def passages(texts: list[list[int]], vocab_size: int, count: int, length: int) -> list[list[int]]:
+    """Random ids, and every other passage one of the texts."""
     generator = torch.Generator().manual_seed(0)
     batches = torch.randint(vocab_size, (count, length), generator=generator).tolist()
-    english = [topics[topic] for topic in TOPICS if topic in topics] + [" ".join(topics.values())]
-    texts = [ids for text in english if len(ids := tokens(tokenizer, text, vocab_size)[:length]) > 1]
     for place, ids in zip(range(1, count, 2), texts, strict=False):
-        batches[place] = ids
+        batches[place] = ids[:length]
     return batches
 
 
-def tokens(tokenizer, text: str | None, vocab_size: int) -> list[int]:
+def tokens(tokenizer, text: str, vocab_size: int) -> list[int]:
     """Empty if the tokenizer cannot, or makes tokens that the model has not."""
-    if tokenizer is None or text is None:
-        return []
     try:
         ids = tokenizer(text)["input_ids"]
+    except MemoryError:
+        raise
     except Exception:  # tokenizers raise what they like, the Rust ones among them
         return []
     return ids if all(0 <= token < vocab_size for token in ids) else []
@@ -50,7 +56,7 @@ def tokens(tokenizer, text: str | None, vocab_size: int) -> list[int]:
 
 def templates(tokenizer) -> list[str | None]:
     """The names of its chat templates; None is the only one."""
-    if tokenizer is None or not tokenizer.chat_template:
+    if not tokenizer.chat_template:
         return []
     return list(tokenizer.chat_template) if isinstance(tokenizer.chat_template, dict) else [None]
 

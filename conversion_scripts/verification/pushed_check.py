@@ -1,7 +1,7 @@
 """
 The half of `nexus push` that runs in a fresh process: downloads the pushed commit, loads it with torch and transformers
 alone, as anyone would, and compares it with the folder that was pushed. It runs as a copy in an empty folder (see
-isolated.py), so it imports nothing of its neighbours.
+isolated.py), so it imports nothing of our package.
 
 usage: python pushed_check.py REQUEST.json RESULT.json
 """
@@ -13,10 +13,17 @@ from pathlib import Path
 
 sys.modules["nexus_transformers"] = None  # importing our package fails from here on: the repository must stand alone
 
+if __name__ == "__main__":  # only then these lie beside it
+    from isolated_parent import end_with_parent
+
+    from bounded import Exceeded, bounded, step
+
+    end_with_parent()
+
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from huggingface_hub import snapshot_download  # noqa: E402
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, logging  # noqa: E402
+from transformers import AutoConfig, AutoTokenizer, logging  # noqa: E402
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -38,30 +45,37 @@ def files_that_differ(folder: Path, expected: dict[str, dict]) -> list[str]:
     return differences
 
 
-def config_of(where: dict) -> dict:
-    config = AutoConfig.from_pretrained(**where, trust_remote_code=True).to_dict()
+def config_of(folder: str) -> dict:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True).to_dict()
     return {name: value for name, value in config.items() if name not in ("_name_or_path", "_commit_hash", "auto_map")}
 
 
-def encode(tokenizer: PreTrainedTokenizerBase) -> list:
+def encode(folder: str) -> list:
+    """Runs in a process that may use little time and memory."""
+    step("tokenizer.json: loading this tokenizer")
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+    step("tokenizer.json: tokenizing text with it")
+    ids = tokenizer(TEXT)["input_ids"]
+    step("chat_template.jinja: rendering a chat with it")
     chat = [{"role": "user", "content": TEXT}]
-    template = tokenizer.apply_chat_template(chat, tokenize=False) if tokenizer.chat_template else None
-    return [tokenizer(TEXT)["input_ids"], template]
+    return [ids, tokenizer.apply_chat_template(chat, tokenize=False) if tokenizer.chat_template else None]
 
 
 @torch.inference_mode()
-def outputs_of(where: dict, auto_class: str, ids: list[int]) -> torch.Tensor:
-    model = getattr(transformers, auto_class).from_pretrained(**where, trust_remote_code=True).eval()
+def outputs_of(folder: str, auto_class: str, ids: list[int]) -> torch.Tensor:
+    # Named, as config.json may name a kernel on the Hub, which is code.
+    model_class = getattr(transformers, auto_class)
+    model = model_class.from_pretrained(folder, attn_implementation="sdpa", trust_remote_code=True).eval()
     return model(torch.tensor([ids]))[0]
 
 
 def main(request: dict) -> dict:
-    pushed = {"pretrained_model_name_or_path": request["repo_id"], "revision": request["revision"]}
-    local = {"pretrained_model_name_or_path": request["folder"]}
-    files = request["files"]
-    folder = snapshot_download(request["repo_id"], revision=request["revision"], allow_patterns=list(files))
+    local, files = request["folder"], request["files"]
+    # Loaded from this folder, not by name: the repository may hold more, and code that was not sent is not run.
+    pushed = snapshot_download(request["repo_id"], revision=request["revision"], allow_patterns=list(files))
     result = {"files": len(files), "tokenizer": "tokenizer_config.json" in files}
-    result["differences"] = differences = files_that_differ(Path(folder), files)
+    result["differences"] = differences = files_that_differ(Path(pushed), files)
     if differences:
         return result  # other code than was sent is not run
     config = config_of(local)
@@ -69,9 +83,7 @@ def main(request: dict) -> dict:
         differences.append("the config")
     ids = torch.randint(config["vocab_size"], (LENGTH,), generator=torch.Generator().manual_seed(0)).tolist()
     if result["tokenizer"]:
-        one, other = (
-            encode(AutoTokenizer.from_pretrained(**where, trust_remote_code=True)) for where in (pushed, local)
-        )
+        one, other = (bounded(encode, folder) for folder in (pushed, local))
         if one != other:
             differences.append("the tokenizer's output")
         ids = other[0][:LENGTH] or ids
@@ -85,4 +97,8 @@ def main(request: dict) -> dict:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(main(json.loads(Path(sys.argv[1]).read_text()))))
+    try:
+        answer = main(json.loads(Path(sys.argv[1]).read_text()))
+    except Exceeded as error:
+        answer = {"differences": [f"could not be compared: {error}"]}
+    Path(sys.argv[2]).write_text(json.dumps(answer))

@@ -3,6 +3,10 @@ Is a Nexus model, with its gates closed, the same function as its source? Two in
 files is compared, and both models are loaded and run in a fresh process that cannot import our package.
 """
 
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,12 @@ import psutil
 import torch
 import transformers
 
-from ...configuration_nexus import NexusConfig
+from ...configuration_nexus import AUTO_MAP, NexusConfig
 from ...errors import VerificationError
 from ...modeling_nexus import TESTED_TRANSFORMERS
 from ..checkpoint.added import is_nesting
-from ..checkpoint.files import REPORT_FILE, read_json, write_json
+from ..checkpoint.code import check_code
+from ..checkpoint.files import CODE_FILES, REPORT_FILE, ROOT, read_json, write_json
 from ..checkpoint.open import Nexus, Source, open_nexus, open_source
 from ..checkpoint.plan import check_tensors, parts_of
 from ..checkpoint.weights import Checkpoint
@@ -24,11 +29,17 @@ from .isolated import run_isolated
 
 FUSED_TOLERANCE = 2**-15  # of the largest logit, in float32, for sources that multiply fused weights
 BESIDE = ("isolated_probes.py", "isolated_controls.py")
+# A check is given up after this time, which a slow machine with a large model must not need: a 7B model has 13 days.
+HOURS, PARAMETERS_PER_HOUR = 24, 25e6
 CONTROL_FACTOR = 10  # by which a control must exceed the tolerance, where that is not 0
 
 
 def verify(
-    source: str | Path, out: str | Path, revision: str | None = None, layer_by_layer: bool = False
+    source: str | Path,
+    out: str | Path,
+    revision: str | None = None,
+    layer_by_layer: bool = False,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """
     Compares the Nexus model in the folder `out` with `source` (folder, Hub id or GGUF file), adds the figures to the
@@ -36,14 +47,15 @@ def verify(
 
     Args:
         layer_by_layer: hold one layer of one model in memory at a time; done anyway if they would not fit.
+        trust_remote_code: run code in `out` that is not ours, too.
 
     Raises:
         `VerificationError`: they are not the same function. The message says which tensor, or which layer and token,
             differs first.
-        `CheckpointError`: one of them cannot be read.
+        `CheckpointError`: one of them cannot be read, or `out` has code that may not be run.
     """
     out = Path(out)
-    figures = verify_opened(open_source(source, revision), out, layer_by_layer)
+    figures = verify_opened(open_source(source, revision), out, layer_by_layer, trust_remote_code)
     report_file = out / REPORT_FILE
     report = read_json(report_file) if report_file.exists() else {}
     write_json(report_file, report | {"verification": figures})
@@ -51,10 +63,15 @@ def verify(
 
 
 def verify_opened(
-    source: Source, out: Path, layer_by_layer: bool = False, label: str | Path | None = None
+    source: Source,
+    out: Path,
+    layer_by_layer: bool = False,
+    trust_remote_code: bool = False,
+    label: str | Path | None = None,
 ) -> dict[str, Any]:
     """`label`: what the user calls the result, if not `out`."""
     nexus = open_nexus(out, str(label or out))
+    check_code(out, nexus.raw_config, trust_remote_code)
     check_tensors(nexus, "NexusForCausalLM")
     compare_configs(source, nexus)
     figures = compare_tensors(source, nexus)
@@ -122,6 +139,22 @@ def fits_in_memory(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> 
     return 1.5 * checkpoint.parameters * (dtype or checkpoint.dtype).itemsize < psutil.virtual_memory().available
 
 
+@contextmanager
+def folder_with_code(nexus: Nexus) -> Iterator[Path]:
+    """The model's folder; if that brings no code, one of links to its files, with the code of this package."""
+    if any(nexus.folder.glob("*.py")):
+        yield nexus.folder
+        return
+    with tempfile.TemporaryDirectory(prefix="nexus-code-") as scratch:
+        for file in nexus.folder.iterdir():
+            (Path(scratch) / file.name).symlink_to(file.resolve())
+        for name in CODE_FILES:
+            shutil.copyfile(ROOT / name, Path(scratch) / name)
+        (Path(scratch) / "config.json").unlink()
+        write_json(Path(scratch) / "config.json", nexus.raw_config | {"auto_map": AUTO_MAP})
+        yield Path(scratch)
+
+
 def compare_functions(source: Source, nexus: Nexus, dtype: torch.dtype, layer_by_layer: bool) -> dict[str, Any]:
     """Runs both models in a fresh process, see isolated_check.py."""
     nested_without_gates = not nexus.config.inner_gate and max(nexus.config.layer_orders) > 1
@@ -130,7 +163,6 @@ def compare_functions(source: Source, nexus: Nexus, dtype: torch.dtype, layer_by
         "source": str(source.folder.resolve()),
         "gguf_file": source.gguf_file,
         "rope_parameters": source.config.rope_parameters,
-        "target": str(nexus.folder.resolve()),
         "dtype": str(dtype).removeprefix("torch."),
         "attn_implementation": "sdpa",
         "attention_order": 1 if nested_without_gates else None,
@@ -139,7 +171,12 @@ def compare_functions(source: Source, nexus: Nexus, dtype: torch.dtype, layer_by
         "control_tolerance": CONTROL_FACTOR * tolerance,
     }
     failure = f"{nexus.label}: could not be compared with {source.label} in a fresh process"
-    figures = run_isolated("isolated_check.py", request, failure, BESIDE, HF_HUB_OFFLINE="1")
+    seconds = 3600 * (HOURS + nexus.parameters / PARAMETERS_PER_HOUR)
+    with folder_with_code(nexus) as target:
+        request["target"] = str(target.resolve())
+        figures = run_isolated("isolated_check.py", request, failure, BESIDE, seconds, HF_HUB_OFFLINE="1")
+    if "exceeded" in figures:
+        raise VerificationError(figures["exceeded"])
     if figures.get("failed") == "source":
         raise VerificationError(
             f"{source.label}: Transformers itself cannot load and run the source ({figures['reason']}), so there is "

@@ -61,7 +61,7 @@ def test_layer_by_layer_gives_the_same_report_with_most_weights_on_the_disk(tied
     assert min(figures["negative_controls"].values()) > 0.01
 
     replace_in(tmp_path / "out" / "modeling_nexus.py", "config.head_dim**-0.5", "1.001 * config.head_dim**-0.5")
-    status, _, errors = nexus("verify", source, tmp_path / "out", "--layer-by-layer")
+    status, _, errors = nexus("verify", source, tmp_path / "out", "--layer-by-layer", "--trust-remote-code")
     assert status == 1
     assert "the first layer to differ is number 0" in errors
 
@@ -154,7 +154,7 @@ def make_it_a_llama(out):
 )
 def test_what_is_not_the_same_function_is_refused(tamper, parts, llama_folder, out, nexus):
     tamper(out)
-    status, output, errors = nexus("verify", llama_folder, out)
+    status, output, errors = nexus("verify", llama_folder, out, "--trust-remote-code")
     assert (status, output) == (1, "")
     assert errors.startswith("error: ")
     assert "Traceback" not in errors
@@ -166,7 +166,8 @@ def test_failed_verification_leaves_no_output(llama_folder, tmp_path, nexus, mon
     """Converting with a broken model file: the check in the fresh process is what stops it."""
     root = Path(shutil.copytree(Path(convert.__code__.co_filename).parent.parent, tmp_path / "root", ignore=ignored))
     replace_in(root / "modeling_nexus.py", "config.head_dim**-0.5", "1.001 * config.head_dim**-0.5")
-    monkeypatch.setattr("nexus_transformers.conversion_scripts.convert.ROOT", root)
+    for module in ("convert", "checkpoint.code"):
+        monkeypatch.setattr(f"nexus_transformers.conversion_scripts.{module}.ROOT", root)
     status, _, errors = nexus("convert", llama_folder, tmp_path / "out")
     assert status == 1
     assert "not the same function" in errors

@@ -6,8 +6,8 @@ copy has run no code of ours and holds nothing but what was imported.
     server:  python ready.py SOCKET                           once per worker of pytest; ends when its input does
     client:  python -S -E ready.py SOCKET SCRIPT [ARGUMENT]   in place of `python SCRIPT [ARGUMENT]`
 
-The client hands over its folder, environment and standard streams, and ends as the copy does. If it is killed, so is the
-copy.
+The client hands over its folder, environment and standard streams, and ends as the copy does. If it is killed, so is
+the copy.
 """
 
 import json
@@ -16,18 +16,14 @@ import select
 import socket
 import sys
 
-MODULES = (
-    "torch",
-    "transformers",
-    "transformers.models.llama.modeling_llama",
-    "transformers.models.auto.modeling_auto",
-)
+AUTO, LLAMA = "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"
+MODULES = ("torch", "transformers", AUTO, LLAMA)
 # Read from the environment when they are imported, which was before.
 CACHES = {
     "huggingface_hub.constants": ("HF_HUB_CACHE", "HF_XET_CACHE"),
     "transformers.utils.hub": ("HF_MODULES_CACHE",),
+    "transformers.dynamic_module_utils": ("HF_MODULES_CACHE",),
 }
-CACHES["transformers.dynamic_module_utils"] = CACHES["transformers.utils.hub"]
 
 
 def ask(path: str, command: list[str]) -> int:

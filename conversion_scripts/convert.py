@@ -16,7 +16,8 @@ from ..tokenization import carry_over_tokenizer, check_tokenizer, keep_tokenizer
 from ..tokenization.check import remote_code
 from .checkpoint.files import CODE_FILES, REPORT_FILE, ROOT, carry_licences, sha256, write_json
 from .checkpoint.open import Source, open_source
-from .checkpoint.output import MODEL, check_free_space, check_output, is_our_model, staged_output
+from .checkpoint.output import staged_output
+from .checkpoint.place import MODEL, check_free_space, check_output, expanded, is_our_model, output_path
 from .checkpoint.plan import plan_nexus
 from .checkpoint.report import added_parameters, describe_files, describe_plan, finished_report, state_of
 from .checkpoint.shards import total_bytes
@@ -65,8 +66,8 @@ def convert(
             tokenizer does not fit, a `ConversionError` if the model cannot be converted as asked, a `VerificationError`
             if the result is not the same function. Nothing is left at `out` then; what was there before still is.
     """
-    out, nesting = Path(out), Nesting(**nesting_options)
-    check_output(out, MODEL, is_our_model, inputs=[Path(source).expanduser()])
+    out, nesting = output_path(out), Nesting(**nesting_options)
+    check_output(out, MODEL, is_our_model, inputs=[expanded(source)])
     opened = open_source(source, revision, headers_only=dry_run)
 
     config = nexus_config(opened, nesting, dtype)

@@ -10,7 +10,8 @@ from ..modeling_nexus import is_gate
 from ..tokenization import carry_over_tokenizer
 from .checkpoint.files import REPORT_FILE, carry_licences, read_json, write_json
 from .checkpoint.open import Nexus, open_nexus, open_source
-from .checkpoint.output import MODEL, check_free_space, check_output, is_our_model, staged_output
+from .checkpoint.output import staged_output
+from .checkpoint.place import MODEL, check_free_space, check_output, expanded, is_our_model, output_path
 from .checkpoint.plan import check_tensors, plan_source
 from .checkpoint.report import describe_files, describe_plan, finished_report, state_of
 from .checkpoint.shards import total_bytes
@@ -41,7 +42,7 @@ def convert_to_source(
         `ConversionError`: besides what `convert` raises it for, a gate that is not closed: no standard model computes
             that function.
     """
-    nexus, out = Path(nexus), Path(out)
+    nexus, out = expanded(nexus), output_path(out)
     check_output(out, MODEL, is_our_model, inputs=[nexus])
     opened = open_nexus(nexus)
     check_tensors(opened, "NexusForCausalLM")  # a gate that is missing is not closed

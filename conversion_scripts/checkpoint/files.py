@@ -34,7 +34,8 @@ def read_json(file: Path, hint: str = "download the checkpoint again") -> dict[s
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    file.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a surrogate, as JSON escapes it
 
 
 def sha256(file: Path, advance: Callable[[int], None] = lambda amount: None) -> str:

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from transformers import logging
 
-from ..errors import ConversionError, NexusError
+from ..errors import ConversionError
 from ..inspection import inspect as run_inspect
 from ..inspection.printing import print_inspection
+from . import edge
+from .checkpoint.place import expanded
 from .convert import convert as run_convert
 from .hub.card import refresh_card
 from .hub.push import push as run_push
@@ -36,7 +37,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole report
 
 
 @app.callback()
-def callback() -> None:
+def callback(
+    debug: Annotated[  # named for --help: `edge.run` takes it out of the command line
+        bool, typer.Option("--debug", help="If it fails, print the traceback too. It may stand anywhere.")
+    ] = False,
+) -> None:
     """Nexus: higher-order attention for Hugging Face checkpoints."""
 
 
@@ -124,6 +129,7 @@ def verify(
     revision: RevisionOption = None,
 ) -> None:
     """Check that the Nexus model in OUT, its gates closed, is the same function as SOURCE."""
+    out = expanded(out)
     figures = run_verify(source, out, revision, layer_by_layer)
     refresh_card(out)
     show(figures, as_json, print_verification)
@@ -138,7 +144,7 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Upload the Nexus model in FOLDER to the Hub in one commit, and check what the Hub then serves."""
-    show(run_push(folder, repo, private, dry_run), as_json, print_push)
+    show(run_push(expanded(folder), repo, private, dry_run), as_json, print_push)
 
 
 @app.command()
@@ -181,13 +187,6 @@ def parse_order(order: str) -> int | list[int]:
 
 
 def main() -> None:
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)  # what libraries say on their way, and would print as it came
     logging.disable_progress_bar()
-    try:
-        app()
-    except NexusError as error:
-        if "--json" in sys.argv:
-            print_json({"error": str(error)})
-        else:
-            Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
-        sys.exit(1)
+    edge.run(app)

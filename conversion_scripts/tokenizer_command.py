@@ -12,7 +12,7 @@ from ..errors import TokenizerError, reason_of
 from ..tokenization import CHAT_TEMPLATES, TOKENIZER_FILES, config_fields, save_tokenizer, train_tokenizer
 from .checkpoint.output import staged_output
 from .checkpoint.place import check_output, expanded, output_path
-from .printing import console
+from .printing import say
 from .progress import bytes_bar
 
 app = typer.Typer(no_args_is_help=True, help="Tokenizers for models that start from scratch.")
@@ -66,8 +66,8 @@ def train(
             f"{fields['vocab_size']}. Train on more text, or ask for fewer.",
             file=sys.stderr,
         )
-    console.print(f"{out}: {fields['vocab_size']} tokens.")
-    console.print(f"For the model: NexusConfig({', '.join(f'{name}={value}' for name, value in fields.items())}, ...)")
+    say(f"{out}: {fields['vocab_size']} tokens.")
+    say(f"For the model: NexusConfig({', '.join(f'{name}={value}' for name, value in fields.items())}, ...)")
 
 
 def parse_number(option: str, text: str) -> int:

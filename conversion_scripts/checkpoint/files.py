@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ CODE_FILES = sorted({reference.split(".")[0] + ".py" for reference in AUTO_MAP.v
 
 def read_json(file: Path, hint: str = "download the checkpoint again") -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"), parse_float=finite, parse_constant=finite)
     except FileNotFoundError as error:
         raise CheckpointError(f"{file.parent}: has no {file.name}; {hint}.") from error
     except OSError as error:
@@ -31,6 +32,13 @@ def read_json(file: Path, hint: str = "download the checkpoint again") -> dict[s
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: is not a JSON object.")
     return content
+
+
+def finite(number: str) -> float:
+    """NaN and infinities, which Python reads and JSON does not have, are equal to nothing, or to too much."""
+    if not math.isfinite(float(number)):
+        raise ValueError(f"{number} is no number")
+    return float(number)
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ from ..errors import ConversionError
 from ..inspection import inspect as run_inspect
 from ..inspection.printing import print_inspection
 from . import edge
-from .checkpoint.place import expanded
+from .checkpoint.output import failures_of_writing
+from .checkpoint.place import check_writable, expanded
 from .convert import convert as run_convert
 from .hub.card import refresh_card
 from .hub.push import push as run_push
@@ -130,8 +131,10 @@ def verify(
 ) -> None:
     """Check that the Nexus model in OUT, its gates closed, is the same function as SOURCE."""
     out = expanded(out)
-    figures = run_verify(source, out, revision, layer_by_layer)
-    refresh_card(out)
+    check_writable(out)
+    with failures_of_writing(out):
+        figures = run_verify(source, out, revision, layer_by_layer)
+        refresh_card(out)
     show(figures, as_json, print_verification)
 
 

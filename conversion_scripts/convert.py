@@ -16,7 +16,7 @@ from ..tokenization import carry_over_tokenizer, check_tokenizer, keep_tokenizer
 from ..tokenization.check import remote_code
 from .checkpoint.files import CODE_FILES, REPORT_FILE, ROOT, carry_licences, sha256, write_json
 from .checkpoint.open import Source, open_source
-from .checkpoint.output import staged_output
+from .checkpoint.output import failures_of_writing, staged_output
 from .checkpoint.place import MODEL, check_free_space, check_output, expanded, is_our_model, output_path
 from .checkpoint.plan import plan_nexus
 from .checkpoint.report import added_parameters, describe_files, describe_plan, finished_report, state_of
@@ -85,8 +85,9 @@ def convert(
     if report := finished_report(out, opened, options):
         if verify and "verification" not in report:
             report["verification"] = verify_opened(opened, out, layer_by_layer)
-            write_json(out / REPORT_FILE, report)
-            write_card(out, opened.folder, report)
+            with failures_of_writing(out):
+                write_json(out / REPORT_FILE, report)
+                write_card(out, opened.folder, report)
         return report | {"unchanged": True}
     check_output(out, MODEL, is_our_model, overwrite=overwrite)
     check_free_space(out, total_bytes(plan))

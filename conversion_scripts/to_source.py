@@ -10,7 +10,7 @@ from ..modeling_nexus import is_gate
 from ..tokenization import carry_over_tokenizer
 from .checkpoint.files import REPORT_FILE, carry_licences, read_json, write_json
 from .checkpoint.open import Nexus, open_nexus, open_source
-from .checkpoint.output import staged_output
+from .checkpoint.output import failures_of_writing, staged_output
 from .checkpoint.place import MODEL, check_free_space, check_output, expanded, is_our_model, output_path
 from .checkpoint.plan import check_tensors, plan_source
 from .checkpoint.report import describe_files, describe_plan, finished_report, state_of
@@ -59,7 +59,8 @@ def convert_to_source(
     if report := finished_report(out, opened, options):
         if verify and "verification" not in report:
             report["verification"] = verify_opened(open_source(out), nexus, layer_by_layer)
-            write_json(out / REPORT_FILE, report)
+            with failures_of_writing(out):
+                write_json(out / REPORT_FILE, report)
         return report | {"unchanged": True}
     check_output(out, MODEL, is_our_model, overwrite=overwrite)
     check_free_space(out, total_bytes(plan))

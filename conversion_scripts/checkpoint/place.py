@@ -78,8 +78,7 @@ def check_place(out: Path, inputs: Iterable[Path]) -> None:
         )
     if os.path.ismount(out):
         raise CheckpointError(f"{out}: is where a disk is mounted, which cannot be replaced; choose a folder inside.")
-    if out.exists() and not os.access(out, os.W_OK | os.X_OK, effective_ids=EFFECTIVE_IDS):
-        raise CheckpointError(f"{out}: is read-only; choose another folder, or change its permissions.")
+    check_writable(out)
     for path in inputs:
         if overlap(out, path):
             raise CheckpointError(f"{out}: lies within the source {path}, or holds it; choose an output beside it.")
@@ -93,6 +92,12 @@ def overlap(out: Path, source: Path) -> bool:
     except OSError as error:
         raise CheckpointError(f"{source}: cannot be read ({reason_of(error)}).") from error
     return out.is_relative_to(source) or source.is_relative_to(out)
+
+
+def check_writable(folder: Path) -> None:
+    """Before work whose result is written there."""
+    if folder.exists() and not os.access(folder, os.W_OK | os.X_OK, effective_ids=EFFECTIVE_IDS):
+        raise CheckpointError(f"{folder}: is read-only; choose another folder, or change its permissions.")
 
 
 def is_utf8(text: str) -> bool:

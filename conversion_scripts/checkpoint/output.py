@@ -186,8 +186,7 @@ def tidy(work: Path) -> None:
         return
     with suppress(OSError):
         for name in ("model", "replaced"):
-            if (work / name).exists():
-                discard(work / name)
+            discard(work / name)
         for folder in work.glob("deleted-*"):
             shutil.rmtree(folder, ignore_errors=True)
         for name in ("state.json", "state.new", "lock"):
@@ -196,10 +195,10 @@ def tidy(work: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Under another name first: half deleted, it must not be taken for a model."""
-    place = Path(tempfile.mkdtemp(prefix="deleted-", dir=folder.parent))
-    folder.rename(place / folder.name)
-    shutil.rmtree(place, ignore_errors=True)
+    """What may not be deleted gets another name, by which nobody takes it for a model."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        folder.rename(Path(tempfile.mkdtemp(prefix="deleted-", dir=folder.parent)) / folder.name)
 
 
 @contextmanager

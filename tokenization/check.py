@@ -130,10 +130,7 @@ def remote_code(folder: Path) -> str | None:
 
 def load(folder: Path) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        for kind in KINDS:
-            getattr(tokenizer, f"{kind}_token_id")  # some are only looked up now
-        return tokenizer
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         if needs_sentencepiece(folder) and not (is_sentencepiece_available() and is_protobuf_available()):
             raise TokenizerError(

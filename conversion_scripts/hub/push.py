@@ -76,7 +76,8 @@ def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool 
             return result | {"dry_run": True}
         with failures_of_the_hub(repo_id), quiet_when_piped():
             if before is None:
-                api.create_repo(repo_id, private=private or None, exist_ok=True)
+                # Not exist_ok: one that somebody else makes now may be public, or hold another model.
+                api.create_repo(repo_id, private=private or None)
             # One commit up to 250 files. The folder holds only what is sent, so every pattern is allowed.
             commit = api.upload_folder(
                 repo_id=repo_id,

@@ -225,7 +225,7 @@ ODD = {  # which request gets which answer, and what is said
     "files without names": (f"api/models/{REPO}", 200, '{"id": "x", "siblings": [{}]}', ["not of the form"]),
     "a config of words": (f"api/models/{REPO}", 200, '{"id": "x", "config": "nexus"}', ["not of the form"]),
     "made, but not where": ("repos/create", 200, "{}", ["not of the form", "KeyError: 'url'"]),
-    "made by somebody else": ("repos/create", 409, '{"error": "there"}', [REPO, "answered 401"]),
+    "made by somebody else": ("repos/create", 409, '{"error": "there"}', ["409 (there), as somebody else"]),
     "a card's page": ("validate-yaml", 200, PAGE, ["not what a Hub says"]),
     "no modes": ("/preupload/", 200, "{}", ["not of the form"]),
     "no objects": ("info/lfs", 200, "{}", ["not of the form", "Malformed response"]),

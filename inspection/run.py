@@ -7,7 +7,7 @@ from typing import Any
 
 from ..configuration_nexus import BRANCHES
 from ..conversion_scripts.checkpoint.output import staged_output
-from ..conversion_scripts.checkpoint.place import check_output, output_path
+from ..conversion_scripts.checkpoint.place import check_output, expanded, output_path
 from ..conversion_scripts.progress import console
 from ..modeling_nexus import NexusPreTrainedModel
 from .collect import LayerView, check_size, collect
@@ -53,7 +53,8 @@ def inspect(
         `InspectionError`: the prompt is no good, or the page would be too large.
         `CheckpointError`: the model cannot be read, or the output folder not written.
     """
-    out = output_path(out if out is not None else f"{name_of(model)}-inspect")
+    named = expanded(out if out is not None else f"{name_of(model)}-inspect")
+    out = output_path(named)
     check_output(out, PAGES, is_our_page, FILES)
     loaded, tokenizer = open_model(str(model), revision)
     if gates is not None:
@@ -85,7 +86,7 @@ def inspect(
     with staged_output(out) as (folder, _):
         for name, content in files.items():
             (folder / name).write_bytes(content)
-    return summary(out, sorted(files), facts, views, notes)
+    return summary(named, sorted(files), facts, views, notes)
 
 
 def name_of(model: str | Path) -> str:

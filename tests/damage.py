@@ -64,7 +64,8 @@ CARDS = [
 
 def damage(folder: Path, choice: random.Random) -> str:
     """Changes one file, and says how."""
-    file = choice.choice(sorted(file for file in folder.iterdir() if file.is_file()))
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    file = choice.choice(files + 4 * [folder / "config.json"])  # which decides most
     possible = [change_bytes]
     if file.suffix == ".json":
         possible += [change_json] * 4

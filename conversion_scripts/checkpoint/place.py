@@ -56,8 +56,8 @@ def check_output(
         `CheckpointError`: `out` may not be written to.
     """
     with failures_of_writing(out):
-        recover(out)
         check_place(out, inputs)
+        recover(out)
         if not out.exists() or not any(out.iterdir()):
             return
         check_replaceable(out, kind, is_ours, names, overwrite)

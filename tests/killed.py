@@ -18,12 +18,12 @@ def in_a_child(work: Callable[[], object], before_each_change: Callable[[], None
     if child == 0:
         status = 1
         try:
-            main = threading.get_ident()
+            main = os.getpid(), threading.get_ident()
             busy = False
 
             def watch(event, _):
                 nonlocal busy
-                if event in CHANGES and not busy and threading.get_ident() == main:
+                if event in CHANGES and not busy and (os.getpid(), threading.get_ident()) == main:
                     busy = True
                     before_each_change()
                     busy = False

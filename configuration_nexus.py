@@ -50,6 +50,7 @@ QK_NORM_ACROSS_HEADS_TP_PLAN = {
 QK_NORM_TP_PLANS = {False: {}, True: QK_NORM_TP_PLAN, "across_heads": QK_NORM_ACROSS_HEADS_TP_PLAN}
 
 BRANCHES = ("query", "key", "value")
+MOST_LEVELS = 100_000
 
 
 class AttentionCall(NamedTuple):
@@ -207,6 +208,7 @@ class NexusConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         refuse_unknown_fields(kwargs)
+        refuse_endless(self.num_layers, self.attention_order)
         for name in ("attention_order", "sliding_layers", "eos_token_id"):
             if isinstance(getattr(self, name), tuple):
                 setattr(self, name, list(getattr(self, name)))  # as config.json has it
@@ -423,6 +425,16 @@ def refuse_unknown_fields(arguments: dict) -> None:
             continue
         if nearest := get_close_matches(name, names, n=1, cutoff=0.9):
             raise ValueError(f"NexusConfig has no field {name!r}. Did you mean {nearest[0]!r}?")
+
+
+def refuse_endless(num_layers: int, attention_order: int | list[int] | tuple[int, ...] | None) -> None:
+    """Raises `ValueError` before all levels of all layers are counted one by one: a config.json may say a billion."""
+    orders = attention_order if isinstance(attention_order, list | tuple) else [attention_order]
+    most = max((order for order in orders if isinstance(order, int)), default=1)
+    if max(most, num_layers, most * num_layers) > MOST_LEVELS:
+        raise ValueError(
+            f"num_layers={num_layers} and attention_order={most}: no model has more than {MOST_LEVELS} levels in all."
+        )
 
 
 AUTO_MAP = {

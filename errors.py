@@ -1,8 +1,17 @@
-"""The errors that users are meant to see. Each part of the package raises its own; the `nexus` command prints them."""
+"""
+The errors that users are meant to see. Each part of the package raises its own; the `nexus` command prints them. What
+stands in them may come from a file or from the network, so they are made safe to print here.
+"""
 
 
 class NexusError(Exception):
-    """A foreseeable failure. Its message is one or two clear sentences: what is wrong, where, and what to do."""
+    """
+    A foreseeable failure. Its message is one or two clear sentences: what is wrong, where, and what to do. It is one
+    line that every terminal can print, see `shown`.
+    """
+
+    def __init__(self, message: object = ""):
+        super().__init__(shown(message))
 
 
 class CheckpointError(NexusError):
@@ -27,6 +36,18 @@ class HubError(NexusError):
 
 class InspectionError(NexusError):
     """A model or a prompt that cannot be inspected."""
+
+
+def shown(text: object, limit: int = 1000) -> str:
+    """
+    Any text as one line that does nothing to a terminal: what cannot be printed (line breaks, control and escape
+    characters, marks that turn the direction of writing) is escaped as in Python. Of more than `limit` characters the
+    middle is left out: a message says at its end what to do.
+    """
+    escaped = "".join(each if each.isprintable() else repr(each)[1:-1] for each in str(text))
+    if len(escaped) <= limit:
+        return escaped
+    return f"{escaped[: limit * 2 // 3]} [...] {escaped[-limit // 3 :]}"
 
 
 def reason_of(error: BaseException | str, limit: int = 300) -> str:

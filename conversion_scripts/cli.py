@@ -8,12 +8,14 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from transformers import logging
 
-from ..errors import ConversionError, NexusError
+from ..errors import ConversionError
 from ..inspection import inspect as run_inspect
 from ..inspection.printing import print_inspection
+from . import edge
+from .checkpoint.output import failures_of_writing
+from .checkpoint.place import check_writable, expanded
 from .convert import convert as run_convert
 from .hub.card import refresh_card
 from .hub.push import push as run_push
@@ -44,7 +46,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole report
 
 
 @app.callback()
-def callback() -> None:
+def callback(
+    debug: Annotated[  # named for --help: `edge.run` takes it out of the command line
+        bool, typer.Option("--debug", help="If it fails, print the traceback too. It may stand anywhere.")
+    ] = False,
+) -> None:
     """Nexus: higher-order attention for Hugging Face checkpoints."""
 
 
@@ -138,8 +144,11 @@ def verify(
     revision: RevisionOption = None,
 ) -> None:
     """Check that the Nexus model in OUT, its gates closed, is the same function as SOURCE."""
-    figures = run_verify(source, out, revision, layer_by_layer, trust_remote_code)
-    refresh_card(out)
+    out = expanded(out)
+    check_writable(out)
+    with failures_of_writing(out):
+        figures = run_verify(source, out, revision, layer_by_layer, trust_remote_code)
+        refresh_card(out)
     show(figures, as_json, print_verification)
 
 
@@ -153,7 +162,7 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Upload the Nexus model in FOLDER to the Hub in one commit, and check what the Hub then serves."""
-    show(run_push(folder, repo, private, dry_run, trust_remote_code), as_json, print_push)
+    show(run_push(expanded(folder), repo, private, dry_run, trust_remote_code), as_json, print_push)
 
 
 @app.command()
@@ -196,14 +205,11 @@ def parse_order(order: str) -> int | list[int]:
 
 
 def main() -> None:
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)  # what libraries say on their way, and would print as it came
     logging.disable_progress_bar()
-    try:
+
+    def run() -> None:
         with stopped_by_signals():
             app()
-    except NexusError as error:
-        if "--json" in sys.argv:
-            print_json({"error": str(error)})
-        else:
-            Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
-        sys.exit(1)
+
+    edge.run(run)

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from ..errors import TokenizerError
+from ..errors import ConversionError, TokenizerError, reason_of
 from ..tokenization import carry_over_tokenizer, check_tokenizer, keep_tokenizer_class, rebuild_gguf_tokenizer
 from ..tokenization.check import remote_code
 from .checkpoint.files import CODE_FILES, REPORT_FILE, ROOT, carry_licences, sha256, write_json
 from .checkpoint.open import Source, open_source
-from .checkpoint.output import MODEL, check_free_space, check_output, is_our_model, staged_output
+from .checkpoint.output import failures_of_writing, staged_output
+from .checkpoint.place import MODEL, check_free_space, check_output, expanded, is_our_model, output_path
 from .checkpoint.plan import plan_nexus
 from .checkpoint.report import added_parameters, describe_files, describe_plan, finished_report, state_of
 from .checkpoint.shards import total_bytes
@@ -65,8 +66,8 @@ def convert(
             tokenizer does not fit, a `ConversionError` if the model cannot be converted as asked, a `VerificationError`
             if the result is not the same function. Nothing is left at `out` then; what was there before still is.
     """
-    out, nesting = Path(out), Nesting(**nesting_options)
-    check_output(out, MODEL, is_our_model, inputs=[Path(source).expanduser()])
+    out, nesting = output_path(out), Nesting(**nesting_options)
+    check_output(out, MODEL, is_our_model, inputs=[expanded(source)])
     opened = open_source(source, revision, headers_only=dry_run)
 
     config = nexus_config(opened, nesting, dtype)
@@ -84,8 +85,9 @@ def convert(
     if report := finished_report(out, opened, options):
         if verify and "verification" not in report:
             report["verification"] = verify_opened(opened, out, layer_by_layer)
-            write_json(out / REPORT_FILE, report)
-            write_card(out, opened.folder, report)
+            with failures_of_writing(out):
+                write_json(out / REPORT_FILE, report)
+                write_card(out, opened.folder, report)
         return report | {"unchanged": True}
     check_output(out, MODEL, is_our_model, overwrite=overwrite)
     check_free_space(out, total_bytes(plan))
@@ -130,7 +132,13 @@ def carry_over(source: Source, folder: Path) -> list[str]:
     if source.gguf_file is None:
         carried = carry_over_tokenizer(source.folder, folder)
         if GENERATION_FILE not in carried:
-            GenerationConfig.from_model_config(dict(source.raw_config)).to_json_file(folder / GENERATION_FILE)
+            try:
+                settings = GenerationConfig.from_model_config(dict(source.raw_config))
+            except Exception as error:  # as odd as what stands there
+                raise ConversionError(
+                    f"{source.folder / 'config.json'}: its generation settings are not valid ({reason_of(error)})."
+                ) from error
+            settings.to_json_file(folder / GENERATION_FILE)
         return carried
     source.generation_config.save_pretrained(folder)
     return rebuild_gguf_tokenizer(source.folder, source.gguf_file, folder) if source.has_tokenizer else []

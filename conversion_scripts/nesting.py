@@ -8,8 +8,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_nexus import BRANCHES, NexusConfig
-from ..errors import ConversionError, reason_of
+from ..errors import ConversionError, NexusError, reason_of
 from .checkpoint.open import Source
+from .checkpoint.shards import DTYPE_NAMES
+from .checkpoint.weights import SAFETENSORS_DTYPES
 
 
 @dataclass
@@ -96,7 +98,20 @@ def heads_fit(config: NexusConfig) -> bool:
 
 def nexus_config(source: Source, nesting: Nesting, dtype: torch.dtype | None) -> NexusConfig:
     """Raises `ConversionError` if the source cannot be nested so."""
-    fields = source.family.nexus_config(source.raw_config, source.config)
+    try:
+        fields = source.family.nexus_config(source.raw_config, source.config)
+    except NexusError:
+        raise
+    except Exception as error:  # a setting of a type that nobody expects
+        raise ConversionError(
+            f"{source.label}: config.json: a setting is of no use ({type(error).__name__}: {reason_of(error)}); "
+            "download the checkpoint again."
+        ) from error
+    if source.dtype not in DTYPE_NAMES:
+        raise ConversionError(
+            f"{source.label}: config.json: dtype={str(source.dtype).removeprefix('torch.')!r} is none that a model can "
+            f"be loaded in; only {', '.join(SAFETENSORS_DTYPES.values())} are."
+        )
     order = nesting.order
     if isinstance(order, list) and len(order) != fields["num_layers"]:
         raise ConversionError(
@@ -106,7 +121,7 @@ def nexus_config(source: Source, nesting: Nesting, dtype: torch.dtype | None) ->
     try:
         decoder = NexusConfig(**fields, attention_order=1)
         config = NexusConfig(**fields, **nesting.config_fields(decoder), dtype=dtype or source.dtype)
-    except (StrictDataclassError, ValueError) as error:
+    except (StrictDataclassError, ValueError, TypeError) as error:
         raise ConversionError(f"{source.label}: does not make a Nexus model: {reason_of(error)}.") from error
     config.architectures = ["NexusForCausalLM"]
     return config

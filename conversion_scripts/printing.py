@@ -4,38 +4,39 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from ..errors import shown
 
-console = Console(highlight=False, soft_wrap=True, markup=False)
+LIMIT = 4000  # characters of a line; lists of files are cut, `--json` has them whole
+
+
+def say(text: str) -> None:
+    """Prints one line. Whatever stands in it, names of files and tensors and what the Hub says, is only text."""
+    print(shown(text, LIMIT))
 
 
 def print_json(content: dict[str, Any]) -> None:
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    print(json.dumps(content, indent=2))  # in ASCII: every other character is escaped
 
 
 def print_report(report: dict[str, Any], out: Path) -> None:
     model = report["model"]
     if report.get("unchanged"):
-        console.print(
-            f"{out} is already complete: every file of source and result has the hash that it had. Nothing to do."
-        )
+        say(f"{out} is already complete: every file of source and result has the hash that it had. Nothing to do.")
     if report.get("resumed"):
-        console.print(
-            f"Continued an interrupted run: {len(report['resumed'])} of {len(model['shards'])} shards were there."
-        )
+        say(f"Continued an interrupted run: {len(report['resumed'])} of {len(model['shards'])} shards were there.")
     if "attention_order" in model:
         what = f"order {model['attention_order']}, {model['parameters']:,} parameters, of them {added(model)}"
     else:
         what = f"a {report['options']['to_source']} model, {model['parameters']:,} parameters"
-    console.print(f"{report['source']['name']} -> {out}: {what}, {model['dtype']}, {size(model['bytes'])}.")
+    say(f"{report['source']['name']} -> {out}: {what}, {model['dtype']}, {size(model['bytes'])}.")
     if model.get("refined"):
-        console.print(f"Inner attention: {nesting(model)}.")
+        say(f"Inner attention: {nesting(model)}.")
     for warning in report.get("tokenizer", {}).get("warnings", []):
-        console.print(f"Note: {warning}")
+        say(f"Note: {warning}")
     if "verification" in report:
         print_verification(report["verification"])
     else:
-        console.print("Not verified (--no-verify).")
+        say("Not verified (--no-verify).")
 
 
 def print_verification(figures: dict[str, Any]) -> None:
@@ -43,16 +44,16 @@ def print_verification(figures: dict[str, Any]) -> None:
     allowed = f" (allowed {figures['tolerance']:.3g}: fused products round otherwise)" if figures["tolerance"] else ""
     difference = f"{figures['max_abs_logit_difference']:.3g}" if figures["max_abs_logit_difference"] else "0.0"
     how = ", layer by layer" if figures["layer_by_layer"] else ""
-    console.print(
+    say(
         f"Verified in a fresh process{how} at order {figures['compared_at_order']}, {figures['attn_implementation']}, "
         f"{figures['dtype']}: max |Δlogit| {difference}{allowed}, KL "
         f"{figures['mean_kl']:.3g} over {figures['positions']} tokens, "
         f"{'greedy continuation equal, ' if 'greedy_equal' in figures else ''}"
-        f"{figures['identical_tensors']} tensors identical.\n"
-        f"Negative controls, which must differ: {controls}."
+        f"{figures['identical_tensors']} tensors identical."
     )
+    say(f"Negative controls, which must differ: {controls}.")
     for note in notes(figures):
-        console.print(f"Note: {note}", markup=False)
+        say(f"Note: {note}")
 
 
 def notes(figures: dict[str, Any]) -> list[str]:
@@ -81,9 +82,9 @@ def print_plan(plan: dict[str, Any], out: Path) -> None:
         "left behind": ", ".join(plan["left_behind"]) or "nothing",
         "unknown": ", ".join(plan["unknown"]) or "nothing",
     }
-    console.print("Nothing was written. This is what would be done:")
+    say("Nothing was written. This is what would be done:")
     for name, line in lines.items():
-        console.print(f"  {name:13} {line}")
+        say(f"  {name:13} {line}")
 
 
 def print_push(result: dict[str, Any]) -> None:
@@ -92,22 +93,18 @@ def print_push(result: dict[str, Any]) -> None:
     if dry_run:
         state = "exists" if result["exists"] else "does not exist and would be made"
         kind = "private" if result["private"] else "public"
-        console.print(
-            f"Nothing was sent. {result['url']} {state} ({kind}). These {len(files)} files, {total}, would be:"
-        )
+        say(f"Nothing was sent. {result['url']} {state} ({kind}). These {len(files)} files, {total}, would be:")
         for name, description in files.items():
-            console.print(f"  {description['bytes']:>14,}  {name}")
+            say(f"  {description['bytes']:>14,}  {name}")
     elif result["unchanged"]:
-        console.print(
-            f"{result['url']} already holds exactly this, as commit {result['commit']}: nothing was uploaded."
-        )
+        say(f"{result['url']} already holds exactly this, as commit {result['commit']}: nothing was uploaded.")
     else:
-        console.print(f"Uploaded {len(files)} files, {total}, to {result['url']} as commit {result['commit']}.")
+        say(f"Uploaded {len(files)} files, {total}, to {result['url']} as commit {result['commit']}.")
     for label, names in (("Left out", result["left_out"]), ("Deleted there", result["deleted"])):
         if names:
-            console.print(f"{label}: {', '.join(names)}.")
+            say(f"{label}: {', '.join(names)}.")
     for note in result["notes"]:
-        console.print(f"Note: {note}.")
+        say(f"Note: {note}.")
     if not dry_run:
         figures = result["verification"]
         outputs = (
@@ -115,7 +112,7 @@ def print_push(result: dict[str, Any]) -> None:
             if "positions" in figures
             else "outputs not compared, as the model does not fit in memory"
         )
-        console.print(
+        say(
             f"Downloaded again and loaded in a fresh process: {figures['files']} files with equal sha256, config "
             f"{'and tokenizer ' if figures['tokenizer'] else ''}equal, {outputs}."
         )

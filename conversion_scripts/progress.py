@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-console = Console(stderr=True)  # its `status` is for work whose length is not known; piped, it prints nothing
+# Its `status` is for work whose length is not known; piped, it prints nothing.
+console = Console(stderr=True, markup=False, emoji=False)
 
 
 @contextmanager
@@ -18,7 +19,7 @@ def bytes_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
     if not console.is_terminal:  # a disabled bar of older releases still prints an empty line
         yield lambda amount: None
         return
-    columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task(description, total=total)
         yield lambda amount: progress.advance(task, amount)

@@ -11,7 +11,8 @@ from ..tokenization import carry_over_tokenizer
 from .checkpoint.code import check_code
 from .checkpoint.files import REPORT_FILE, carry_licences, read_json, write_json
 from .checkpoint.open import Nexus, open_nexus, open_source
-from .checkpoint.output import MODEL, check_free_space, check_output, is_our_model, staged_output
+from .checkpoint.output import failures_of_writing, staged_output
+from .checkpoint.place import MODEL, check_free_space, check_output, expanded, is_our_model, output_path
 from .checkpoint.plan import check_tensors, plan_source
 from .checkpoint.report import describe_files, describe_plan, finished_report, state_of
 from .checkpoint.shards import total_bytes
@@ -44,7 +45,7 @@ def convert_to_source(
         `ConversionError`: besides what `convert` raises it for, a gate that is not closed: no standard model computes
             that function.
     """
-    nexus, out = Path(nexus), Path(out)
+    nexus, out = expanded(nexus), output_path(out)
     check_output(out, MODEL, is_our_model, inputs=[nexus])
     opened = open_nexus(nexus)
     check_code(nexus, opened.raw_config, trust_remote_code)
@@ -62,7 +63,8 @@ def convert_to_source(
     if report := finished_report(out, opened, options):
         if verify and "verification" not in report:
             report["verification"] = verify_opened(open_source(out), nexus, layer_by_layer, trust_remote_code)
-            write_json(out / REPORT_FILE, report)
+            with failures_of_writing(out):
+                write_json(out / REPORT_FILE, report)
         return report | {"unchanged": True}
     check_output(out, MODEL, is_our_model, overwrite=overwrite)
     check_free_space(out, total_bytes(plan))

@@ -10,8 +10,9 @@ import typer
 
 from ..errors import TokenizerError, reason_of
 from ..tokenization import CHAT_TEMPLATES, TOKENIZER_FILES, config_fields, save_tokenizer, train_tokenizer
-from .checkpoint.output import check_output, staged_output
-from .printing import console
+from .checkpoint.output import staged_output
+from .checkpoint.place import check_output, expanded, output_path
+from .printing import say
 from .progress import bytes_bar
 
 app = typer.Typer(no_args_is_help=True, help="Tokenizers for models that start from scratch.")
@@ -36,6 +37,7 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a tokenizer at OUT.")] = False,
 ) -> None:
     """Train a byte-level BPE tokenizer, lossless for every text, that loads with AutoTokenizer."""
+    files, out = [expanded(file) for file in files], output_path(out)
     wanted = parse_number("--vocab-size", vocab_size)
     options = {
         "chat_template": None if chat_template is None else read_template(chat_template),
@@ -64,8 +66,8 @@ def train(
             f"{fields['vocab_size']}. Train on more text, or ask for fewer.",
             file=sys.stderr,
         )
-    console.print(f"{out}: {fields['vocab_size']} tokens.")
-    console.print(f"For the model: NexusConfig({', '.join(f'{name}={value}' for name, value in fields.items())}, ...)")
+    say(f"{out}: {fields['vocab_size']} tokens.")
+    say(f"For the model: NexusConfig({', '.join(f'{name}={value}' for name, value in fields.items())}, ...)")
 
 
 def parse_number(option: str, text: str) -> int:
@@ -79,7 +81,7 @@ def read_template(name: str) -> str:
     if name in CHAT_TEMPLATES:
         return CHAT_TEMPLATES[name]
     try:
-        return Path(name).read_text(encoding="utf-8")
+        return expanded(name).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise TokenizerError(
             f"--chat-template {name}: no such file, and no template of ours ({', '.join(CHAT_TEMPLATES)})."

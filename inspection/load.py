@@ -143,7 +143,7 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     pieces = []
     for token_id in ids:
         piece = tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
-        token = tokenizer.convert_ids_to_tokens(token_id)
+        token = tokenizer.convert_ids_to_tokens(token_id) or f"[{token_id}]"  # a row that is no token's
         if "\ufffd" in piece or not piece:
             piece = token  # part of a character, or nothing that can be seen: as the vocabulary writes it
         elif token.startswith("▁") and not piece.startswith(" "):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..conversion_scripts.printing import console
+from ..conversion_scripts.printing import say
 
 PATHS = 3
 
@@ -10,30 +10,30 @@ PATHS = 3
 def print_inspection(result: dict[str, Any]) -> None:
     orders = sorted(set(result["orders"]))
     tokens, layers = count(len(result["tokens"]), "token"), count(len(result["orders"]), "layer")
-    console.print(
+    say(
         f"{result['page']}: {tokens}, {layers} of {count(result['heads'], 'head')}, attention order "
         f"{' and '.join(map(str, orders))}. Open it in a browser."
     )
     others = [file for file in result["files"] if file != result["page"]]
     if others:
-        console.print(f"Figures: {', '.join(others)}.")
+        say(f"Figures: {', '.join(others)}.")
     if result["most_changed"]:
         heads = (f"layer {each['layer']} head {each['head']} {each['change']:.2f}" for each in result["most_changed"])
-        console.print(f"Share of its attention that refining moves: {', '.join(heads)}.")
+        say(f"Share of its attention that refining moves: {', '.join(heads)}.")
     elif orders == [1]:
-        console.print("All layers are of order 1: there is one level, and nothing is refined.")
+        say("All layers are of order 1: there is one level, and nothing is refined.")
     elif result["gates"] and not any(gate["value"] for gate in result["gates"]):
-        console.print(
+        say(
             "All gates are closed, so every head attends as if nothing were refined. Train them, or see what open "
             "ones would do: --open-gates 0.05."
         )
     else:
-        console.print("Every head attends as if nothing were refined.")
+        say("Every head attends as if nothing were refined.")
     # Those of the last token have a part in what the model says next.
     for path in (result["paths_of_last_token"] or result["paths"])[:PATHS]:
-        console.print(f"Layer {path['layer']} head {path['head']}: {path['spelled']} ({path['gain']:+.2f}).")
+        say(f"Layer {path['layer']} head {path['head']}: {path['spelled']} ({path['gain']:+.2f}).")
     for note in result["notes"]:
-        console.print(f"Note: {note}.")
+        say(f"Note: {note}.")
 
 
 def count(number: int, what: str) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration_nexus import BRANCHES
-from ..conversion_scripts.checkpoint.output import check_output, staged_output
+from ..conversion_scripts.checkpoint.output import staged_output
+from ..conversion_scripts.checkpoint.place import check_output, expanded, output_path
 from ..conversion_scripts.progress import console
 from ..modeling_nexus import NexusPreTrainedModel
 from .collect import LayerView, check_size, collect
@@ -15,6 +16,7 @@ from .load import continued, encode, open_gates, open_model, pieces_of
 from .page import GENERATOR, page
 from .words import spell
 
+PAGES = "a page of nexus inspect"
 PAGE = "index.html"
 FILES = (PAGE, "overview.png", "gates.png")
 SUMMARY = 5  # heads and paths in what is returned
@@ -51,8 +53,9 @@ def inspect(
         `InspectionError`: the prompt is no good, or the page would be too large.
         `CheckpointError`: the model cannot be read, or the output folder not written.
     """
-    out = Path(out) if out is not None else Path(f"{name_of(model)}-inspect")
-    check_output(out, "a page of nexus inspect", is_our_page, FILES)
+    named = expanded(out if out is not None else f"{name_of(model)}-inspect")
+    out = output_path(named)
+    check_output(out, PAGES, is_our_page, FILES)
     loaded, tokenizer = open_model(str(model), revision)
     if gates is not None:
         own = {name: gate.item() for name, gate in loaded.gates().items()}
@@ -79,10 +82,11 @@ def inspect(
         files = {}
         notes.append("no PNGs, as matplotlib is not installed (pip install matplotlib)")
     files[PAGE] = page(facts, views).encode()
+    check_output(out, PAGES, is_our_page, FILES)  # again: running the model took a while
     with staged_output(out) as (folder, _):
         for name, content in files.items():
             (folder / name).write_bytes(content)
-    return summary(out, sorted(files), facts, views, notes)
+    return summary(named, sorted(files), facts, views, notes)
 
 
 def name_of(model: str | Path) -> str:

@@ -44,6 +44,7 @@ class Hub:
         requests: (method, path) of each.
         drop: "PUT" or "commit" -> which of these requests, counted from 1, lose their connection halfway.
         corrupt: the file of which a byte is flipped on download.
+        odd: part of a path -> the status and the body that every request for it gets in place of an answer.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Hub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     drop: dict[str, Container[int]] = field(default_factory=dict)
     corrupt: str | None = None
+    odd: dict[str, tuple[int, str]] = field(default_factory=dict)
     counts: Counter = field(default_factory=Counter)
 
     def add(self, repo: str, folder: Path) -> None:
@@ -131,6 +133,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.connection.shutdown(2)
         body = self.rfile.read(length)
         parts = path.split("/")
+        for part, (status, odd) in self.hub.odd.items():
+            if part in path:
+                return self.answer(status, odd.encode(), Content_Type="application/json")
         if "bad" in token:
             return self.refuse(401, "Invalid credentials in Authorization header")
         if self.command == "PUT":  # the address was handed out to one who may write

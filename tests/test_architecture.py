@@ -28,7 +28,8 @@ PARTS = {
     "isolated checks": "conversion_scripts/verification/isolated_check conversion_scripts/verification/pushed_check",
     "hub": "conversion_scripts/hub",
     "convert": "conversion_scripts/convert conversion_scripts/nesting conversion_scripts/to_source",
-    "cli": "conversion_scripts/cli conversion_scripts/stopping conversion_scripts/tokenizer_command",
+    "cli": "conversion_scripts/cli conversion_scripts/tokenizer_command conversion_scripts/edge "
+    "conversion_scripts/stopping",
     "inspection": "inspection",
     "common": "common",
     "experiments": "experiments",
@@ -46,7 +47,7 @@ MAY_IMPORT = {
     "package": "configuration modeling interrupt",
     "tokenization": "errors bounded",
     "progress": "",
-    "printing": "",
+    "printing": "errors",
     "families": "errors configuration",
     "checkpoint": "errors configuration modeling tokenization progress families",
     "verification": _CONVERSION,

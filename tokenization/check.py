@@ -104,7 +104,7 @@ def compare(kind: str, places: dict[str, dict[str, int | list[int] | None]], voc
 
 def token_ids(file: Path, content: dict[str, Any], kind: str) -> int | list[int] | None:
     value = content.get(f"{kind}_token_id")
-    if not all(isinstance(id_, int) for id_ in as_set(value)):
+    if value is not None and not all(isinstance(id_, int) for id_ in (value if isinstance(value, list) else [value])):
         raise TokenizerError(f"{file}: {kind}_token_id={value!r} is not an id or a list of ids.")
     return value
 
@@ -125,11 +125,12 @@ def remote_code(folder: Path) -> str | None:
     auto_map = config.get("auto_map")
     reference = auto_map.get("AutoTokenizer") if isinstance(auto_map, dict) else auto_map
     name = config.get("tokenizer_class")
-    if not reference or (name and tokenizer_class_from_name(name) is not None):
+    known = isinstance(name, str) and name and tokenizer_class_from_name(name) is not None
+    if not reference or known:
         return None
     if isinstance(reference, list):  # of the slow and of the fast class
-        return next((each for each in reversed(reference) if each), None)
-    return reference
+        return next((str(each) for each in reversed(reference) if each), None)
+    return str(reference)
 
 
 def load(folder: Path) -> PreTrainedTokenizerBase:

@@ -10,15 +10,12 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
-    HTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
-    SafetensorsParsingError,
 )
 
-from ...errors import CheckpointError, reason_of
+from ...errors import CheckpointError, NexusError, reason_of
 from .files import INDEX_FILE, LICENCE_FILES, SINGLE_FILE, read_json
 from .weights import no_weights
 
@@ -52,7 +49,9 @@ def download(repo_id: str, revision: str | None, headers_only: bool = False) -> 
             f"{repo_id}: no such folder here, and no such model on the Hub that this account may see. Check the "
             "spelling, or log in with `hf auth login` if it is private."
         ) from error
-    except (OSError, HTTPError, HfHubHTTPError, SafetensorsParsingError) as error:
+    except NexusError:
+        raise
+    except Exception as error:  # of an answer that lacks what it should have, the client makes an error of any kind
         raise CheckpointError(f"{repo_id}: could not be downloaded from the Hub ({reason_of(error)}).") from error
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -26,7 +27,7 @@ LARGEST = 256 << 20  # bytes of one that is read whole; tokenizer.json of the la
 def read_json(file: Path, hint: str = "download the checkpoint again") -> dict[str, Any]:
     check_file(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"), parse_float=finite, parse_constant=finite)
     except FileNotFoundError as error:
         raise CheckpointError(f"{file.parent}: has no {file.name}; {hint}.") from error
     except OSError as error:
@@ -38,8 +39,16 @@ def read_json(file: Path, hint: str = "download the checkpoint again") -> dict[s
     return content
 
 
+def finite(number: str) -> float:
+    """NaN and infinities, which Python reads and JSON does not have, are equal to nothing, or to too much."""
+    if not math.isfinite(float(number)):
+        raise ValueError(f"{number} is no number")
+    return float(number)
+
+
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    file.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a surrogate, as JSON escapes it
 
 
 def sha256(file: Path, advance: Callable[[int], None] = lambda amount: None) -> str:

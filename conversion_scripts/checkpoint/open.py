@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, GenerationConfig
 
 from ...configuration_nexus import AUTO_MAP, NexusConfig
@@ -50,7 +49,7 @@ class Nexus(Checkpoint):
     def architecture(self) -> str:
         """The class that the weights were saved from. Raises `CheckpointError` if it is none of ours."""
         named = self.raw_config.get("architectures") or ["NexusForCausalLM"]
-        if named[0] not in AUTO_CLASSES:
+        if not isinstance(named, list) or not isinstance(named[0], str) or named[0] not in AUTO_CLASSES:
             raise CheckpointError(
                 f"{self.folder / 'config.json'}: architectures is {named!r}, none of {', '.join(AUTO_CLASSES)}."
             )
@@ -95,7 +94,7 @@ def open_nexus(folder: Path, label: str | None = None, revision: str | None = No
         )
     try:
         config = NexusConfig.from_dict(raw)
-    except (StrictDataclassError, ValueError, TypeError) as error:
+    except Exception as error:  # of a value that nobody expects, it may be any
         raise CheckpointError(f"{folder / 'config.json'}: {reason_of(error)}.") from error
     return Nexus(**vars(open_checkpoint(label, folder, revision, raw)), config=config)
 

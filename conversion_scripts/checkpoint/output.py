@@ -7,12 +7,15 @@ Beside OUT, while a conversion runs and after one that was killed:
     .OUT.incomplete/lock         held by the process that converts
     .OUT.incomplete/state.json   what is being made (`Resume.plan`), and the hash of every shard that is complete
     .OUT.incomplete/model/       becomes OUT
-    .OUT.incomplete/replaced/    the model that was at OUT before, for the instant between two renames
+    .OUT.incomplete/replaced/    the model that was at OUT before. Beside model/ it is the user's, as OUT has not been
+                                 replaced yet, and goes back; without model/ it was replaced, and is deleted
 """
 
+import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,70 +24,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from ...errors import CheckpointError, reason_of
-from .files import REPORT_FILE, read_json, write_json
-
-
-def check_output(
-    out: Path,
-    kind: str,
-    is_ours: Callable[[Path], bool],
-    names: Collection[str] | None = None,
-    inputs: Iterable[Path] = (),
-    overwrite: bool = True,
-) -> None:
-    """
-    Checks that a command may write to the folder `out`: it is free, or holds an earlier result and nothing else.
-
-    Args:
-        kind: what the command writes, as in "a Nexus model", for messages.
-        is_ours: whether a folder that is not empty holds one of those.
-        names: the files that such a folder may have; None for any.
-        inputs: files and folders that are read, so `out` may neither lie within one nor hold it.
-        overwrite: whether an earlier result may be replaced.
-
-    Raises:
-        `CheckpointError`: `out` may not be written to.
-    """
-    put_back(out, work_folder(out))
-    if out.is_symlink():
-        raise CheckpointError(f"{out}: is a symbolic link; give the folder itself.")
-    if out.exists() and not out.is_dir():
-        raise CheckpointError(f"{out}: is a file; choose a folder to write to.")
-    for path in inputs:
-        if path.exists() and any(
-            one.resolve().is_relative_to(other.resolve()) for one, other in ((out, path), (path, out))
-        ):
-            raise CheckpointError(f"{out}: lies within the source {path}, or holds it; choose an output beside it.")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    foreign = [path.name for path in out.iterdir() if names and (path.name not in names or not path.is_file())]
-    if foreign:
-        raise CheckpointError(
-            f"{out}: holds {min(foreign)}, which this command did not write, so it is not replaced; choose another "
-            "folder."
-        )
-    if not is_ours(out):
-        raise CheckpointError(
-            f"{out}: is not empty and is not {kind}. This command did not write it, so it is not replaced; choose "
-            "another folder."
-        )
-    if not overwrite:
-        raise CheckpointError(
-            f"{out}: already holds {kind}, not the one that this command would write; choose another folder, or pass "
-            "--overwrite to replace it."
-        )
-
-
-def is_our_model(folder: Path) -> bool:
-    """A Nexus model, or a standard one that was converted back from one."""
-    try:
-        is_nexus = read_json(folder / "config.json").get("model_type") == "nexus"
-        return is_nexus or "nexus_transformers" in read_json(folder / REPORT_FILE)
-    except CheckpointError:
-        return False
-
-
-MODEL = "a Nexus model"  # what `convert` writes, for `check_output`
+from .files import read_json, write_json
 
 
 @dataclass
@@ -110,32 +50,27 @@ class Resume:
 def staged_output(out: Path, plan: dict[str, Any] | None = None) -> Iterator[tuple[Path, Resume]]:
     """
     Yields a folder to write to, which becomes `out` on leaving without an exception, and what an earlier run with the
-    same `plan` had finished in it. Leaving with a failure removes it; Ctrl-C or a kill leaves it for the next run.
+    same `plan` had finished in it. Leaving with a failure removes it, and the parent folders that were made for it;
+    Ctrl-C or a kill leaves it for the next run.
 
     Raises:
-        `CheckpointError`: another process is writing to `out`, or the disk is full, read-only or not permitted.
+        `CheckpointError`: another process is writing to `out`, or has changed it meanwhile, or the disk is full,
+            read-only or not permitted.
     """
     work = work_folder(out)
-    with failures_of_writing(out):
-        work.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(work / "lock")
+    with failures_of_writing(out), made_parents(work), held(out, work):
+        put_back(out, work)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise CheckpointError(f"{out}: another conversion is writing to it; wait for it, or stop it.") from None
-        interrupted = False
-        try:
-            put_back(out, work)
+            before = contents(out)
             resume = open_resume(work, plan)
             yield work / "model", resume
-            replace(out, work)
+            replace(out, work, before)
         except (KeyboardInterrupt, SystemExit):
-            interrupted = True
             raise
-        finally:
-            if not interrupted:
-                shutil.rmtree(work, ignore_errors=True)
-            lock.release()
+        except BaseException:
+            tidy(work)
+            raise
+        tidy(work)
 
 
 def work_folder(out: Path) -> Path:
@@ -163,21 +98,107 @@ def open_resume(work: Path, plan: dict[str, Any] | None) -> Resume:
     return resume
 
 
-def replace(out: Path, work: Path) -> None:
-    """The new folder takes the old one's place; the old one is deleted after that, or put back if the move fails."""
-    if out.exists():
-        out.rename(work / "replaced")
+@contextmanager
+def made_parents(work: Path) -> Iterator[None]:
+    """Makes the folder `work`. Parents that were made for it and are empty in the end are removed."""
+    made = [folder for folder in work.parents if not folder.exists()]
     try:
+        work.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+@contextmanager
+def held(out: Path, work: Path) -> Iterator[None]:
+    """Only one process at a time is here."""
+    lock = FileLock(work / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CheckpointError(f"{out}: another conversion is writing to it; wait for it, or stop it.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def contents(out: Path) -> dict[str, tuple[int, ...]]:
+    """By which it is seen whether anything in `out` has changed: every path in it with inode, size and time."""
+    paths = [out, *sorted(out.rglob("*"))] if out.exists() else []
+    stats = {str(path): path.lstat() for path in paths}
+    return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+
+
+def replace(out: Path, work: Path, before: dict[str, tuple[int, ...]]) -> None:
+    """The new folder takes the place of the old one, which has to be as it was `before`."""
+    if contents(out) != before:
+        raise CheckpointError(
+            f"{out}: was changed while the conversion ran, so it is not replaced; choose another output."
+        )
+    try:
+        if out.exists():
+            out.rename(work / "replaced")
         (work / "model").rename(out)
-    except OSError:
+    except BaseException:
         put_back(out, work)
         raise
 
 
 def put_back(out: Path, work: Path) -> None:
-    """If a process was killed between the two renames of `replace`, undoes the first."""
-    if (work / "replaced").exists() and not out.exists():
-        (work / "replaced").rename(out)
+    """
+    Finishes what a kill has stopped in `replace` or after it, under the lock: the model that was at `out` goes back if
+    the new one has not taken its place, and is deleted if it has. Then something else may be at `out`, or nothing.
+    """
+    replaced = work / "replaced"
+    if not replaced.exists():
+        return
+    if not (work / "model").exists():
+        discard(replaced)
+    elif not out.exists():
+        replaced.rename(out)
+    else:
+        raise CheckpointError(
+            f"{out}: a conversion was stopped while it replaced this folder. What it held then is in {replaced}; move "
+            "that to where you want it, then run this again."
+        )
+
+
+def recover(out: Path) -> None:
+    """What a kill has left, unless it is something to continue: then only the user's model is put back."""
+    work = work_folder(out)
+    with suppress(FileNotFoundError):
+        os.lstat(work)  # a name that is too long, or a folder that may not be entered, is known from now on
+    if work.is_symlink():
+        raise CheckpointError(f"{work}: is a symbolic link, and this is where {out} would be made; remove it.")
+    if work.exists() and ((work / "replaced").exists() or not (work / "model").exists()):
+        with held(out, work):
+            put_back(out, work)
+            if not (work / "model").exists():
+                tidy(work)
+
+
+def tidy(work: Path) -> None:
+    """Removes what is ours, under the lock, and the lock last. The user's model, if it is still there, stays."""
+    if (work / "replaced").exists() and (work / "model").exists():
+        return
+    with suppress(OSError):
+        for name in ("model", "replaced"):
+            discard(work / name)
+        for folder in work.glob("deleted-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for name in ("state.json", "state.new", "lock"):
+            (work / name).unlink(missing_ok=True)
+        work.rmdir()
+
+
+def discard(folder: Path) -> None:
+    """What may not be deleted gets another name, by which nobody takes it for a model."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        folder.rename(Path(tempfile.mkdtemp(prefix="deleted-", dir=folder.parent)) / folder.name)
 
 
 @contextmanager
@@ -186,19 +207,6 @@ def failures_of_writing(out: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{out}: could not be written ({reason_of(error)}). Nothing was left behind.") from error
-
-
-def check_free_space(out: Path, needed: int) -> None:
-    """`needed` bytes in all, of which an interrupted run may have written some. Raises `CheckpointError`."""
-    needed -= sum(file.stat().st_size for file in (work_folder(out) / "model").glob("*") if file.is_file())
-    free = free_space(out)
-    if free < needed:
-        raise CheckpointError(
-            f"{out}: its disk has {free / 1e9:.2f} GB free, but the model needs {needed / 1e9:.2f} GB; free some space "
-            "or choose another output."
-        )
-
-
-def free_space(out: Path) -> int:
-    return shutil.disk_usage(next(parent for parent in out.resolve().parents if parent.exists())).free
+        work = work_folder(out)
+        left = f"What is left is in {work}" if os.path.lexists(work) else "Nothing was left behind"
+        raise CheckpointError(f"{out}: could not be written ({reason_of(error)}). {left}.") from error

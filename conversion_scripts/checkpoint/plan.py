@@ -111,9 +111,10 @@ def shapes_of_model(make: Any, checkpoint: Checkpoint) -> dict[str, torch.Tensor
     try:
         with torch.device("meta"):
             model = make()
-    except (RuntimeError, OverflowError, MemoryError) as error:
+    except Exception as error:  # sizes, rotary settings: what comes of odd ones is an error of any kind
         raise CheckpointError(
-            f"{checkpoint.folder / 'config.json'}: no model can have these sizes ({reason_of(error, 200)})."
+            f"{checkpoint.folder / 'config.json'}: no model can be made with these sizes and settings "
+            f"({reason_of(error, 200)})."
         ) from error
     return model.state_dict()
 

@@ -17,7 +17,8 @@ from ...tokenization import CARRIED_FILES
 from ..progress import bytes_bar
 from .added import is_nesting
 from .files import CARD_FILE, INDEX_FILE, REPORT_FILE, is_complete, licences, read_json, sha256
-from .output import Resume, free_space
+from .output import Resume
+from .place import free_space
 from .shards import Planned, shard_layout, total_bytes
 from .weights import Checkpoint
 

@@ -81,7 +81,7 @@ def shard_layout(plan: dict[str, Planned], max_shard_size: int | str) -> Any:
     tensors = {name: planned.tensor for name, planned in plan.items()}
     try:
         return split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise CheckpointError(f"--max-shard-size {max_shard_size}: give a size such as 5GB or 200MB.") from error
 
 

@@ -1,5 +1,6 @@
 """A checkpoint: the name, dtype and shape of every tensor, known from the headers, and each read when it is needed."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,7 +149,7 @@ def shards_of_tensors(folder: Path) -> dict[str, Path]:
         for file in sorted(set(weight_map.values())):
             if Path(file).name != file:
                 raise CheckpointError(f"{folder / INDEX_FILE}: {file!r} points out of the folder; this is not safe.")
-            if not (folder / file).exists():
+            if not os.path.exists(folder / file):  # no error of a name that no file can have
                 raise CheckpointError(f"{folder}: lacks the shard {file}; download the checkpoint again.")
         return {name: folder / file for name, file in weight_map.items()}
     if (folder / SINGLE_FILE).exists():

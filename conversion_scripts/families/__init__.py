@@ -103,11 +103,14 @@ class Family:
                     f"config.json: {name}={raw[name]!r} is not supported for model_type={self.model_type!r}, only "
                     f"{value!r} is: Nexus has no switch for it."
                 )
+        check_numbers({name: getattr(config, name, None) for name in self.config})
+        check_padding(config)
         self._check_rope(raw, config.rope_parameters)
         fields = {target: getattr(config, source, None) for source, target in self.config.items()}
         return deepcopy({**fields, **self.computed.read(config), **self.fixed})
 
     def _check_rope(self, raw: dict[str, Any], rope: dict[str, Any]) -> None:
+        check_rope_numbers(rope)
         if rope.get("rope_type") not in ("default", *ROPE_INIT_FUNCTIONS):
             raise ConversionError(f"config.json: the rotary embedding {rope} is of no type that Transformers knows.")
         share = rope.get("partial_rotary_factor", 1.0)
@@ -157,6 +160,38 @@ class Family:
             )
         rule = self.weights[pattern]
         return rule if layer is None else replace(rule, targets=tuple(t.replace("*", layer[0]) for t in rule.targets))
+
+
+def check_numbers(fields: dict[str, Any]) -> None:
+    """Raises `ConversionError` for a number that no library can compute with."""
+    for name, value in fields.items():
+        if isinstance(value, int | float) and not -(2**63) < value < 2**63:  # nor is NaN
+            raise ConversionError(f"config.json: {name}={value!r} is no number that a model can have; correct it.")
+
+
+def check_padding(config: PreTrainedConfig) -> None:
+    """Other ids beyond the vocabulary are only tokens that never come; this one is a row of the embedding."""
+    token, rows = config.pad_token_id, config.vocab_size
+    if isinstance(token, int) and isinstance(rows, int) and not -rows <= token < rows:
+        raise ConversionError(
+            f"config.json: pad_token_id={token}, but vocab_size={rows}, so the embedding has no row for it; correct "
+            "one of them, or remove pad_token_id."
+        )
+
+
+def check_rope_numbers(rope: dict[str, Any]) -> None:
+    if not isinstance(rope, dict):
+        raise ConversionError(f"config.json: rope_parameters={rope!r} are no rotary settings; correct them.")
+    for name, value in rope.items():
+        numbers = value if isinstance(value, list) else [value]
+        if name in ("rope_type", "type") or value is None or isinstance(value, bool):
+            continue
+        if not all(type(each) in (int, float) and 0 <= each < 2**63 for each in numbers):
+            raise ConversionError(f"config.json: {name}={value!r} is no number for a rotary embedding; correct it.")
+        if name in ("rope_theta", "factor", "original_max_position_embeddings") and 0 in numbers:
+            raise ConversionError(
+                f"config.json: {name}={value!r} of a rotary embedding must be more than 0; correct it."
+            )
 
 
 def decoder_fields(config: NexusConfig) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from yaml import YAMLError
 
 from ...errors import HubError, reason_of
 from ..checkpoint.files import CARD_FILE, REPORT_FILE, read_json
@@ -19,10 +18,25 @@ CARRIED = ("license_name", "license_link", "language", "datasets")  # as true of
 
 
 def source_card_data(folder: Path) -> ModelCardData:
+    """What a card states that another one repeats; nothing if it is no valid card, and no licence then."""
     try:
-        return ModelCard.load(folder / CARD_FILE, ignore_metadata_errors=True).data  # such as of an old model-index
-    except (OSError, ValueError, YAMLError, RecursionError):  # none, or not a valid card: it then states no licence
+        stated = ModelCard.load(folder / CARD_FILE, ignore_metadata_errors=True).data  # such as of an old model-index
+    except Exception:  # YAML is anything, and nobody has checked yet that it is what a card has
         return ModelCardData()
+    values = {key: plain(key, stated.get(key)) for key in ("license", *CARRIED, "base_model")}
+    return ModelCardData(**{key: value for key, value in values.items() if value is not None})
+
+
+def plain(key: str, value: Any) -> str | list[str] | None:
+    """A text, or where a card has lists a list of texts, of a size that somebody may have written; else None."""
+    if key == "language" and isinstance(value, bool | list):
+        # YAML reads "no", Norwegian, as False.
+        value = ["no" if each is False else each for each in (value if isinstance(value, list) else [value])]
+    several = isinstance(value, list) and key in ("language", "datasets", "base_model", "license")
+    texts = value if several else [value]
+    if not texts or len(texts) > 1000 or not all(isinstance(text, str) and 0 < len(text) < 1000 for text in texts):
+        return None
+    return list(texts) if several else value
 
 
 def write_card(folder: Path, source_folder: Path, report: dict[str, Any]) -> None:
@@ -88,9 +102,6 @@ def card_data(source_data: ModelCardData, report: dict[str, Any], source_name: s
     is_file = link and "://" not in link
     if is_file and revision and link.removeprefix("./") not in report.get("licence_files", []):
         carried["license_link"] = f"https://huggingface.co/{name}/blob/{revision}/{link.removeprefix('./')}"
-    if isinstance(carried["language"], list):
-        # YAML reads "no", Norwegian, as False.
-        carried["language"] = ["no" if language is False else language for language in carried["language"]]
     results = verification_results(report["verification"]) if "verification" in report else None
     return ModelCardData(
         license=source_data.get("license", "unknown"),
@@ -147,7 +158,7 @@ def card_for_repository(folder: Path, repo_id: str) -> bytes:
     try:
         if not ModelCard(text).data.to_dict():
             raise ValueError("there are none between two lines of ---")
-    except (ValueError, TypeError, YAMLError, RecursionError) as error:
+    except Exception as error:  # YAML is anything
         raise HubError(f"{file}: its metadata are not valid ({reason_of(error)}).") from error
     in_code = False
     for number, line in enumerate(text.splitlines(), 1):

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import filter_repo_objects, logging, validate_repo_id
 
-from ...errors import HubError, reason_of
+from ...errors import HubError, NexusError, reason_of
 from ..printing import size
 from ..progress import console, quiet_when_piped
 from ..verification.isolated import run_isolated
@@ -79,7 +80,8 @@ def push(
             return result | {"dry_run": True}
         with failures_of_the_hub(repo_id), quiet_when_piped():
             if before is None:
-                api.create_repo(repo_id, private=private or None, exist_ok=True)
+                # Not exist_ok: one that somebody else makes now may be public, or hold another model.
+                api.create_repo(repo_id, private=private or None)
             # One commit up to 250 files. The folder holds only what is sent, so every pattern is allowed.
             commit = api.upload_folder(
                 repo_id=repo_id,
@@ -89,6 +91,7 @@ def push(
                 commit_description=f"By nexus-transformers {version('nexus-transformers')}.",
             ).oid
         figures = verify_pushed(upload, repo_id, commit)
+        upload.notes += changed_since(api, repo_id, commit)
     unchanged = before is not None and commit == before.sha
     return result | {"commit": commit, "unchanged": unchanged, "verification": figures}
 
@@ -126,7 +129,7 @@ def find_repository(api: HfApi, repo_id: str, private: bool) -> ModelInfo | None
             raise
         except RepositoryNotFoundError:
             return None
-    model_type = (info.config or {}).get("model_type")
+        model_type = (info.config or {}).get("model_type")
     if model_type not in (None, "nexus"):
         raise HubError(f"{repo_id}: already holds a model of another type ({model_type}); push to another repository.")
     if private and not info.private:
@@ -142,11 +145,13 @@ def failures_of_the_hub(repo_id: str) -> Iterator[None]:
     """Raises what the Hub and the connection to it answer as `HubError`, in a sentence or two."""
     try:
         yield
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+    except NexusError:
+        raise
+    except Exception as error:  # of an answer that lacks what it should have, the client makes an error of any kind
         cause = error
         while isinstance(cause, RuntimeError) and cause.__cause__ is not None:  # "Error while uploading …"
             cause = cause.__cause__
-        raise HubError(" ".join(describe_failure(repo_id, cause).split())) from error
+        raise HubError(describe_failure(repo_id, cause)) from error
 
 
 def describe_failure(repo_id: str, error: BaseException) -> str:
@@ -163,10 +168,34 @@ def describe_failure(repo_id: str, error: BaseException) -> str:
     if status == 403:
         return f"{repo_id}: this token may not write there; use one with write permission for this repository."
     if status is not None:
-        return f"{repo_id}: the Hub answered {status} ({error.server_message or 'without a reason'}). {again}"
-    if isinstance(error, ValueError):  # the Hub's own check of the card, before anything is sent
-        return f"{repo_id}: the Hub does not accept it ({error})."
-    return f"{repo_id}: the connection to the Hub failed ({reason_of(error)}). {again}"
+        said = f"the Hub answered {status} ({reason_of(error.server_message or 'without a reason')})"
+        why = ", as somebody else is changing it" if status in (409, 412) else ""
+        return f"{repo_id}: {said}{why}. {again}"
+    if isinstance(error, JSONDecodeError | UnicodeDecodeError):
+        return (
+            f"{repo_id}: what came back is not what a Hub says ({reason_of(error)}): a page of a proxy or a login, or "
+            f"an answer that was cut off. Check the network, and HF_ENDPOINT if it is set. {again}"
+        )
+    if isinstance(error, ValueError) and str(error).startswith("Invalid metadata"):  # before anything is sent
+        return f"{repo_id}: the Hub does not accept the card ({reason_of(error)}); correct README.md."
+    if isinstance(error, HTTPError | OSError | RuntimeError):
+        return f"{repo_id}: the connection to the Hub failed ({reason_of(error)}). {again}"
+    return (
+        f"{repo_id}: the Hub's answer is not of the form that was expected ({type(error).__name__}: "
+        f"{reason_of(error)}). Check HF_ENDPOINT if it is set, or update huggingface_hub. {again}"
+    )
+
+
+def changed_since(api: HfApi, repo_id: str, commit: str) -> list[str]:
+    """What is checked is our commit. Whoever asks for the repository gets its newest one, which may be another."""
+    with failures_of_the_hub(repo_id):
+        newest = api.model_info(repo_id).sha
+    if newest in (commit, None):
+        return []
+    return [
+        f"somebody has changed {repo_id} meanwhile: whoever loads it gets commit {newest}, which was not checked; "
+        f"commit {commit} was"
+    ]
 
 
 def verify_pushed(upload: Upload, repo_id: str, commit: str) -> dict[str, Any]:

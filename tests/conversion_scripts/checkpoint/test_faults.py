@@ -350,7 +350,7 @@ def test_no_space_while_writing(llama_folder, tmp_path):
 
 
 def test_no_space_seen_before_writing(llama_folder, tmp_path):
-    from nexus_transformers.conversion_scripts.checkpoint.output import check_free_space
+    from nexus_transformers.conversion_scripts.checkpoint.place import check_free_space
     from nexus_transformers.errors import CheckpointError
 
     with pytest.raises(CheckpointError, match=r"GB free, but the model needs 1000000000\.00 GB"):

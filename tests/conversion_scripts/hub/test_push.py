@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 
 import checkpoints
-from hub_double import online
+from hub_double import COMMIT, online
 from isolated import run_isolated
 from nexus_transformers import NexusForCausalLM, NexusForSequenceClassification
 from nexus_transformers.conversion_scripts.convert import convert
+from nexus_transformers.conversion_scripts.hub.push import changed_since
 
 TOKEN = "hf_dummy_token_that_must_not_show"
 REPO = "someone/nexus"
@@ -211,6 +212,49 @@ def test_no_network_is_one_sentence(offline, converted, double, nexus, monkeypat
     assert (status, output) == (1, "")
     assert ("HF_HUB_OFFLINE is set" if offline else "the connection to the Hub failed") in errors
     assert errors.count("\n") == 1
+
+
+PAGE = "<html><body>Log in to the network of the library</body></html>"
+ODD = {  # which request gets which answer, and what is said
+    "a page, not an account": ("whoami", 200, PAGE, ["not what a Hub says", "HF_ENDPOINT"]),
+    "half an account": ("whoami", 200, '{"name": "some', ["not what a Hub says", "cut off"]),
+    "out of order": ("whoami", 503, "", ["answered 503", "Run the same command again"]),
+    "a page, not a repository": (f"api/models/{REPO}", 200, PAGE, ["not what a Hub says"]),
+    "no repository": (f"api/models/{REPO}", 200, "{}", ["not of the form", "KeyError: 'id'"]),
+    "a list": (f"api/models/{REPO}", 200, "[]", ["not of the form"]),
+    "files without names": (f"api/models/{REPO}", 200, '{"id": "x", "siblings": [{}]}', ["not of the form"]),
+    "a config of words": (f"api/models/{REPO}", 200, '{"id": "x", "config": "nexus"}', ["not of the form"]),
+    "made, but not where": ("repos/create", 200, "{}", ["not of the form", "KeyError: 'url'"]),
+    "made by somebody else": ("repos/create", 409, '{"error": "there"}', ["409 (there), as somebody else"]),
+    "a card's page": ("validate-yaml", 200, PAGE, ["not what a Hub says"]),
+    "no modes": ("/preupload/", 200, "{}", ["not of the form"]),
+    "no objects": ("info/lfs", 200, "{}", ["not of the form", "Malformed response"]),
+    "objects of a proxy": ("info/lfs", 200, PAGE, ["not what a Hub says"]),
+    "no commit": ("/commit/", 200, "{}", ["not of the form", "Run the same command again"]),
+    "two at once": ("/commit/", 409, '{"error": "busy"}', ["409 (busy), as somebody else is changing it"]),
+    "a forged line": ("/commit/", 400, json.dumps({"error": "no\nerror: \x1b[2J\x9b3m\u202e ok"}), ["\\u202e"]),
+}
+
+
+@pytest.mark.parametrize("answer", ODD)
+def test_an_odd_answer_of_the_hub_is_one_sentence(answer, converted, double, nexus, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's attempts
+    path, status, body, parts = ODD[answer]
+    double.odd = {path: (status, body)}
+    status, output, errors = nexus("push", converted, REPO)
+    assert (status, output) == (1, "")
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and errors[:-1].isprintable()
+    assert "was not foreseen" not in errors
+    for part in parts:
+        assert part in errors
+
+
+def test_a_commit_of_somebody_else_is_told(converted, double):
+    double.add(REPO, converted)
+    assert changed_since(HfApi(), REPO, COMMIT) == []
+    theirs = double.repositories[REPO].add_commit({"config.json": b"{}"})
+    (note,) = changed_since(HfApi(), REPO, COMMIT)
+    assert theirs in note and COMMIT in note and "was not checked" in note
 
 
 def edit(name, old, new):

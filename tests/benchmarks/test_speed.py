@@ -136,9 +136,8 @@ def test_the_quick_preset_runs_and_writes_its_results(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["decode", "train checkpointed"])
-def test_compiled_cases_run(task):
-    case = speed_cases.Case("smollm2-135m", task, 1, 8, compiled=True, variants=("order 2",))
+def test_a_compiled_case_runs():
+    case = speed_cases.Case("smollm2-135m", "decode", 1, 8, compiled=True, variants=("order 2",))
     shape = replace(speed_cases.TOY, num_layers=1)
     models = speed_cases.build(shape, {"order 2": {"attention_order": 2}}, torch.float32, "cpu")
     rows = speed.measure(case, models, "cpu", 0.1)

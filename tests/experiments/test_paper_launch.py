@@ -184,7 +184,7 @@ print(json.dumps([type(model).__module__.split(".")[0], model(ids).logits[0, -1]
     torch.testing.assert_close(torch.tensor(logits), expected, rtol=TOLERANCE, atol=TOLERANCE)
 
     # The paper's own: no gates, random inner layers. Computed in bf16, as on GPUs.
-    variables |= {"ARM": "nexus-qk", "CONVERTED": "nexus-qk"}
+    variables |= {"ARM": "nexus-qk", "CONVERTED": "nexus-qk", "NPROC": 1}
     launch("sft_fsdp2.sh", tmp_path, *options, "--bf16", "true", OUT="ungated", **variables)
     run = run_json(tmp_path / "ungated")
     assert (run["gates"], run["gate_learning_rate"], run["arm"], run["order"]) == ({}, None, "nexus-qk", 2)

@@ -31,10 +31,10 @@ def bounded(function: Callable, *arguments: Any, raises: type[Exception] = Excee
     Returns or raises what `function(*arguments)` does in a forked process; both have to be picklable.
 
     Raises:
-        `raises`: a step of it took more than `SECONDS`, or it needed more than `MEMORY`, which is limited on Linux
-            only. Nothing is where there is no fork.
+        `raises`: a step of it took more than `SECONDS`, or it needed more than `MEMORY`. On Linux only: elsewhere it is
+            called as it is, as a fork with PyTorch loaded is not safe there.
     """
-    if not hasattr(os, "fork"):  # on Windows
+    if sys.platform != "linux":
         return function(*arguments)
     receiver, sender = Pipe(duplex=False)
     child = fork()
@@ -113,10 +113,9 @@ def portable(error: BaseException) -> bytes:
 
 
 def limit_resources() -> None:
-    import resource  # not on Windows
+    import resource  # Windows has none
 
-    pages = Path("/proc/self/statm")
-    used = int(pages.read_text().split()[5]) * resource.getpagesize() if pages.exists() else 0
+    used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     limits = {resource.RLIMIT_DATA: used + MEMORY, resource.RLIMIT_CORE: 0}
     limits[resource.RLIMIT_CPU] = 30 * SECONDS  # in case that nobody is left to kill it
     for kind, wanted in limits.items():

@@ -36,7 +36,10 @@ def check_code(folder: Path, config: dict[str, Any], trust_remote_code: bool = F
     ours = {sha256(ROOT / name) for name in CODE_FILES} | RELEASED.keys()
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() == ".py" and file.is_file() and sha256(file) not in ours:
-            raise CheckpointError(f"{file}: is not code of nexus-transformers, so nothing was run; {allow}.")
+            raise CheckpointError(
+                f"{file}: is not code of nexus-transformers, of the version installed here or an earlier release, so "
+                f"nothing was run; {allow}."
+            )
     auto_map = config.get("auto_map") or {}
     references = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
     for reference in references:

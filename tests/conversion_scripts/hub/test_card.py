@@ -173,6 +173,21 @@ def test_the_card_names_what_is_refined_and_nothing_else(arm, refined, words, wr
     assert not [name for branch, name in others.items() if branch not in refined and name in text]
 
 
+@pytest.mark.parametrize(
+    ("arm", "refined", "served"),
+    [
+        ("shared", [], True),
+        ("shared", ["query", "key"], True),
+        ("separate", ["query", "key", "value"], True),
+        ("shared", ["query"], False),  # two attentions would share a slot
+        ("self", ["query", "key"], False),  # where heads are grouped
+    ],
+)
+def test_the_card_says_how_to_serve_what_vllm_can_serve(arm, refined, served, write):
+    text = write(report("model", inner_attention=arm, refined=refined)).text
+    assert ("vllm serve" in text) is served
+
+
 def test_a_card_of_order_1_says_that_nothing_is_refined(write):
     flat = report("model", attention_order=1, refined=[], inner_gate=False, gates=0)
     text = write(flat).text

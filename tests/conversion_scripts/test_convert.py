@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -214,7 +215,7 @@ def test_report_pins_source_versions_and_command(llama_folder, tmp_path, nexus):
     assert report["source"]["files"]["model.safetensors"]["sha256"] == hashes(llama_folder)["model.safetensors"]
     assert report["source"]["parameters"] == LlamaForCausalLM.from_pretrained(llama_folder).num_parameters()
     assert report["command"][:2] == ["nexus", "convert"]
-    assert report["environment"]["torch"] == torch.__version__
+    assert report["environment"]["torch"] == version("torch")
     assert "verification" not in report
     assert report["model"]["bytes"] == sum(tensor.nbytes for tensor in weights(tmp_path / "out").values())
 

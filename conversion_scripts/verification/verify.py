@@ -17,6 +17,7 @@ import transformers
 from ...configuration_nexus import AUTO_MAP, NexusConfig
 from ...errors import VerificationError
 from ...modeling_nexus import TESTED_TRANSFORMERS
+from ...tokenization.carry_over import has_tokenizer
 from ..checkpoint.added import is_nesting
 from ..checkpoint.code import check_code
 from ..checkpoint.files import CODE_FILES, REPORT_FILE, ROOT, read_json, write_json
@@ -166,7 +167,7 @@ def compare_functions(source: Source, nexus: Nexus, dtype: torch.dtype, layer_by
         "dtype": str(dtype).removeprefix("torch."),
         "attn_implementation": "sdpa",
         "attention_order": 1 if nested_without_gates else None,
-        "has_tokenizer": (nexus.folder / "tokenizer_config.json").exists(),
+        "has_tokenizer": has_tokenizer(nexus.folder),
         "layer_by_layer": layer_by_layer and source.gguf_file is None,
         "control_tolerance": CONTROL_FACTOR * tolerance,
     }

@@ -242,12 +242,20 @@ def compare_tokenizers(expected, actual) -> dict:
         except Exception as error:
             skipped.append(f"chat template{'' if name is None else ' ' + name} ({sentence(error)})")
             continue
-        if name not in templates(actual) or render(actual, name) != rendered:
+        if name not in templates(actual) or not renders_as(actual, expected, name, rendered):
             result["chat_differs"] = True
         result.setdefault("chat", rendered)
     if not templates(expected) and templates(actual):
         result["chat_differs"] = True
     return result | {"skipped": skipped}
+
+
+def renders_as(actual, expected, name: str | None, rendered: str) -> bool:
+    """Of a template that renders the time, or something random, the text is compared."""
+    if render(actual, name) == rendered:
+        return True
+    same_text = actual.get_chat_template(name) == expected.get_chat_template(name)
+    return same_text and render(expected, name) != rendered
 
 
 def render(tokenizer, name: str | None) -> str:

@@ -32,12 +32,16 @@ ASSUMED = {
     "attention.causal": True,
 }
 WITHOUT_MEANING = {"tensor_data_layout"}
+TEMPLATES = "tokenizer.chat_template."
 INSTEAD = "Convert the original checkpoint, in safetensors, instead."
 LLAMA_3_BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
-def read_gguf(file: Path) -> tuple[PreTrainedModel, bool]:
-    """The model, dequantized to float32, and whether the file holds a tokenizer."""
+def read_gguf(file: Path) -> tuple[PreTrainedModel, bool, list[str]]:
+    """
+    The model, dequantized to float32, whether the file holds a tokenizer, and the names of chat templates besides the
+    default one, which Transformers does not read.
+    """
     try:
         from gguf import GGUFReader
     except ImportError as error:
@@ -62,7 +66,8 @@ def read_gguf(file: Path) -> tuple[PreTrainedModel, bool]:
     if ROPE_FACTORS in tensors:
         factors = torch.from_numpy(tensors[ROPE_FACTORS].data.copy()).float()
         model.config.rope_parameters = scaled_rope(file, factors, model.config)
-    return model, "tokenizer.ggml.tokens" in reader.fields
+    templates = [name.removeprefix(TEMPLATES) for name in reader.fields if name.startswith(TEMPLATES)]
+    return model, "tokenizer.ggml.tokens" in reader.fields, templates
 
 
 def check_whole(file: Path, fields: dict[str, Any]) -> None:

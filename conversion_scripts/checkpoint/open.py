@@ -4,7 +4,7 @@ architecture that becomes a Nexus model; a `Nexus` is one. Only headers and conf
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Source(Checkpoint):
         config: Transformers' reading of config.json.
         gguf_file: name of the GGUF file in `folder`, if it is one; its generation settings are `generation_config`.
         has_tokenizer: whether that file holds a tokenizer.
+        left_templates: chat templates in it that Transformers does not read.
     """
 
     family: Family
@@ -38,6 +39,7 @@ class Source(Checkpoint):
     gguf_file: str | None = None
     generation_config: GenerationConfig | None = None
     has_tokenizer: bool = True
+    left_templates: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -165,7 +167,7 @@ def rename(checkpoint: Checkpoint, named: Callable[[str], str]) -> None:
 
 
 def open_gguf(label: str, file: Path) -> Source:
-    model, has_tokenizer = read_gguf(file)
+    model, has_tokenizer, left_templates = read_gguf(file)
     tensors = dict(model.state_dict())
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
@@ -185,4 +187,5 @@ def open_gguf(label: str, file: Path) -> Source:
         gguf_file=file.name,
         generation_config=model.generation_config,
         has_tokenizer=has_tokenizer,
+        left_templates=left_templates,
     )

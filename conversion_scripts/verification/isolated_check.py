@@ -123,7 +123,7 @@ def compare(expected: list[torch.Tensor], actual: list[torch.Tensor]) -> dict:
         one, other = one.masked_fill(same, 0.0), other.masked_fill(same, 0.0)
         difference = (one - other).abs().amax(-1)
         if not torch.isfinite(difference).all():
-            difference = torch.nan_to_num(difference, nan=float("inf"))
+            difference = torch.nan_to_num(difference, nan=torch.finfo(difference.dtype).max)  # JSON has no infinity
         largest = max(largest, difference.max().item())
         largest_logit = max(largest_logit, one.abs().max().item())
         divergence = (one.softmax(-1) * (one.log_softmax(-1) - other.log_softmax(-1))).sum(-1)

@@ -374,6 +374,15 @@ def test_what_overflows_alike_on_both_sides_is_equal_and_compared_in_float32_too
     assert (figures["in_float32"]["not_finite"], figures["in_float32"]["max_abs_logit_difference"]) == (0, 0.0)
 
 
+def test_what_overflows_everywhere_is_checked_in_float32(tmp_path):
+    source = checkpoints.llama(tmp_path / "source", torch.float16)
+    large = ("up_proj.weight", "gate_proj.weight")
+    change_weights(source, lambda t: {n: w.sign() * 6e4 if n.endswith(large) else w for n, w in t.items()})
+    assert load(source)(ids).logits.isnan().all()
+    controls = convert(source, tmp_path / "out")["verification"]["in_float32"]["negative_controls"]
+    assert min(controls.values()) > 0.01
+
+
 def test_half_of_the_check_is_on_random_tokens_and_some_beyond_the_window(tmp_path):
     source = checkpoints.save("mistral", tmp_path / "source", sliding_window=300, max_position_embeddings=1024)
     out = tmp_path / "out"

@@ -107,6 +107,11 @@ def convert(
                 f"tokenizer_config.json now says tokenizer_class={kept}, which Transformers loads for "
                 f"{opened.family.model_type} whatever that file says."
             )
+        if opened.left_templates:
+            report["tokenizer"]["warnings"].append(
+                f"The chat templates {', '.join(opened.left_templates)} in {opened.gguf_file} were left behind: "
+                "Transformers reads the default one only."
+            )
         report["model"]["files"] = describe_files(folder, resume)
 
         if verify:

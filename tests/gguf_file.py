@@ -25,10 +25,17 @@ NAMES = {
 TYPES = {int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32, str: gguf.GGUFValueType.STRING}
 
 
-def write(file: Path, tokenizer: str | None = "whole", keys: dict | None = None, tensors: dict | None = None) -> Path:
+def write(
+    file: Path,
+    tokenizer: str | None = "whole",
+    keys: dict | None = None,
+    tensors: dict | None = None,
+    without: str = "nothing",
+) -> Path:
     """
     `tokenizer`: "whole"; "broken", with a merge of tokens that it lacks; None for a file without one. `keys`, of the
-    architecture, and `tensors` are written besides.
+    architecture if they begin with a dot, and `tensors` are written besides; tensors whose name begins with `without`
+    are left out.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -50,10 +57,10 @@ def write(file: Path, tokenizer: str | None = "whole", keys: dict | None = None,
     if tokenizer:
         add_tokenizer(writer, broken=tokenizer == "broken")
     for name, tensor in model.state_dict().items():
-        if name != "lm_head.weight":
+        if name != "lm_head.weight" and not gguf_name(name).startswith(without):
             writer.add_tensor(gguf_name(name), permuted(name, tensor, config).contiguous().numpy())
     for key, value in (keys or {}).items():
-        writer.add_key_value(f"llama.{key}", value, TYPES[type(value)])
+        writer.add_key_value(f"llama{key}" if key.startswith(".") else key, value, TYPES[type(value)])
     for name, tensor in (tensors or {}).items():
         writer.add_tensor(name, tensor.numpy())
     writer.write_header_to_file()

@@ -54,19 +54,29 @@ def keep_tokenizer_class(source: Path, target: Path) -> str | None:
     tokenizer_config.json, the one change to a carried file. Returns the class if that was needed.
     """
     file = target / "tokenizer_config.json"
-    if not file.exists():
+    if not has_tokenizer(target):
         return None
     expected, actual = (bounded(class_of, folder, raises=TokenizerError) for folder in (source, target))
     if expected == actual:
         return None
-    config = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": expected}
+    config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    config["tokenizer_class"] = expected
     file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return expected
 
 
-def class_of(folder: Path) -> str:
+def has_tokenizer(folder: Path) -> bool:
+    """A chat template alone is none."""
+    return any((folder / name).exists() for name in TOKENIZER_FILES if not name.startswith("chat_template"))
+
+
+def class_of(folder: Path) -> str | None:
+    """None if it cannot be loaded, as where nothing beside it says of which class it is."""
     step(f"{tokenizer_file(folder)}: loading this tokenizer")
-    return type(AutoTokenizer.from_pretrained(folder, trust_remote_code=False)).__name__
+    try:
+        return type(AutoTokenizer.from_pretrained(folder, trust_remote_code=False)).__name__
+    except Exception:  # the libraries have exceptions of their own
+        return None
 
 
 def tokenizer_file(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from ..bounded import bounded, step
 from ..errors import TokenizerError, reason_of
-from .carry_over import TOKENIZER_FILES, tokenizer_file
+from .carry_over import has_tokenizer, tokenizer_file
 
 CONFIG, GENERATION_CONFIG, TOKENIZER = "config.json", "generation_config.json", "the tokenizer"
 KINDS = ("bos", "eos", "pad")
@@ -55,7 +55,7 @@ def examine(folder: Path, vocab_size: int) -> dict[str, Any]:
         "special_token_ids": places,
         "warnings": [],
     }
-    if not any((folder / name).exists() for name in TOKENIZER_FILES if not name.startswith("chat_template")):
+    if not has_tokenizer(folder):
         report["warnings"].append("There is no tokenizer beside the model.")
     elif code := remote_code(folder):
         report["warnings"].append(f"The tokenizer needs code of its own, {code}, which was neither run nor checked.")

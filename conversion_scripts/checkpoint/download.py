@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 
 from ...errors import CheckpointError, NexusError, reason_of
 from .files import INDEX_FILE, LICENCE_FILES, SINGLE_FILE, read_json
-from .weights import no_weights
+from .weights import no_weights, two_sets
 
 WEIGHTS = ["*.safetensors"]
 OTHERS = ["*.json", "*.jinja", "*.model", "*.txt", "README.md", *LICENCE_FILES]
@@ -35,7 +35,7 @@ def download(repo_id: str, revision: str | None, headers_only: bool = False) -> 
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, ignore_patterns=UNREAD))
         weights, commit = weight_files(folder), folder.name
         if not all((folder / name).exists() for name in weights):  # else nothing need be asked of the Hub
-            check_weights(repo_id, commit)
+            check_weights(repo_id, commit, weights)
             folder = with_headers(repo_id, folder, weights) if headers_only else folder
         return folder, commit
     except GatedRepoError as error:
@@ -63,10 +63,18 @@ def weight_files(folder: Path) -> list[str]:
     return sorted({Path(str(name)).name for name in weight_map.values()} if isinstance(weight_map, dict) else ())
 
 
-def check_weights(repo_id: str, commit: str) -> None:
-    """Raises `CheckpointError`, with what there is instead, if the repository has no weights that can be read."""
+def check_weights(repo_id: str, commit: str, names: list[str]) -> None:
+    """
+    Raises `CheckpointError`, with what there is instead, if the repository has no weights that can be read. `names`:
+    from `weight_files`.
+    """
     there = HfApi().list_repo_files(repo_id, revision=commit)
+    if SINGLE_FILE in there and INDEX_FILE in there:
+        raise two_sets(repo_id)
     if SINGLE_FILE in there or INDEX_FILE in there:
+        for name in names:
+            if name not in there:
+                raise CheckpointError(f"{repo_id}: lacks the shard {name}, which {INDEX_FILE} names.")
         return
     if gguf_files := [name for name in there if name.endswith(".gguf")]:
         raise CheckpointError(

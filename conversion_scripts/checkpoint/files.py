@@ -18,7 +18,11 @@ SINGLE_FILE = "model.safetensors"
 REPORT_FILE = "conversion_report.json"
 CARD_FILE = "README.md"
 ROOT = Path(__file__).parents[2]
-LICENCE_FILES = ["LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*"]
+# In whatever case, and as part of a name: LICENSE.md, license.txt, LLAMA_LICENSE, Notice
+LICENCE_FILES = [
+    f"*{''.join(f'[{letter.lower()}{letter}]' for letter in word)}*"
+    for word in ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
+]
 CODE_FILES = sorted({reference.split(".")[0] + ".py" for reference in AUTO_MAP.values()})  # of ROOT; they travel along
 READ_WHOLE = ("config.json", INDEX_FILE, REPORT_FILE, CARD_FILE, *CARRIED_FILES)
 LARGEST = 256 << 20  # bytes of one that is read whole; tokenizer.json of the largest vocabularies has 35 MB
@@ -61,7 +65,8 @@ def sha256(file: Path, advance: Callable[[int], None] = lambda amount: None) -> 
 
 
 def licences(folder: Path) -> list[Path]:
-    return sorted({file for pattern in LICENCE_FILES for file in folder.glob(pattern) if file.is_file()})
+    found = {file for pattern in LICENCE_FILES for file in folder.glob(pattern) if file.is_file()}
+    return sorted(file for file in found if file.suffix not in (".py", ".json", ".safetensors"))
 
 
 def carry_licences(source: Path, target: Path) -> list[str]:

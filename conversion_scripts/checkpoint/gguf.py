@@ -6,23 +6,18 @@ architecture is accounted for here: read by Transformers, understood here, or re
 """
 
 import math
-import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from ...errors import CheckpointError, reason_of
 from ..progress import quiet_when_piped
 
-# What Transformers reads of the architectures that Nexus knows, by llama.cpp's names
-TENSORS = re.compile(
-    r"(token_embd|output|output_norm)\.(weight|bias)"
-    r"|blk\.\d+\.(attn_(q|k|v|qkv|output|norm|norm_2|q_norm|k_norm)|ffn_(gate|up|down|norm)"
-    r"|post_attention_norm|post_ffw_norm)\.(weight|bias)"
-)
 ROPE_FACTORS = "rope_freqs.weight"  # by which Llama 3.1's rotary frequencies are divided
 # Of the keys that Transformers does not read, those that say what it assumes: key -> value, or field of the config
 ASSUMED = {
@@ -37,12 +32,16 @@ ASSUMED = {
     "attention.causal": True,
 }
 WITHOUT_MEANING = {"tensor_data_layout"}
+TEMPLATES = "tokenizer.chat_template."
 INSTEAD = "Convert the original checkpoint, in safetensors, instead."
 LLAMA_3_BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
-def read_gguf(file: Path) -> tuple[PreTrainedModel, bool]:
-    """The model, dequantized to float32, and whether the file holds a tokenizer."""
+def read_gguf(file: Path) -> tuple[PreTrainedModel, bool, list[str]]:
+    """
+    The model, dequantized to float32, whether the file holds a tokenizer, and the names of chat templates besides the
+    default one, which Transformers does not read.
+    """
     try:
         from gguf import GGUFReader
     except ImportError as error:
@@ -53,33 +52,61 @@ def read_gguf(file: Path) -> tuple[PreTrainedModel, bool]:
         reader = GGUFReader(file)
         fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
         tensors = {tensor.name: tensor for tensor in reader.tensors}
+        check_whole(file, fields)
         with quiet_when_piped():  # the reader has a progress bar of its own
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
             )
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(f"{file}: Transformers cannot read this GGUF file ({reason_of(error)}).") from error
-    for name in tensors:
-        if not TENSORS.fullmatch(name) and name != ROPE_FACTORS:
-            raise CheckpointError(f"{file}: Transformers does not read its tensor {name!r}. {INSTEAD}")
+    check_tensors(file, tensors, model, fields["general.architecture"])
     check_keys(file, fields, model.config)
     if ROPE_FACTORS in tensors:
         factors = torch.from_numpy(tensors[ROPE_FACTORS].data.copy()).float()
         model.config.rope_parameters = scaled_rope(file, factors, model.config)
-    return model, "tokenizer.ggml.tokens" in reader.fields
+    templates = [name.removeprefix(TEMPLATES) for name in reader.fields if name.startswith(TEMPLATES)]
+    return model, "tokenizer.ggml.tokens" in reader.fields, templates
+
+
+def check_whole(file: Path, fields: dict[str, Any]) -> None:
+    """Raises `CheckpointError` for part of a model: Transformers would make a whole one of it, with random weights."""
+    if fields.get("general.type") == "adapter":
+        raise CheckpointError(
+            f"{file}: holds an adapter only. Merge it into its base model (llama-export-lora) and convert that."
+        )
+    if (parts := fields.get("split.count", 1)) > 1:
+        raise CheckpointError(
+            f"{file}: is one of {parts} parts of a model, and Transformers reads one file. Make one of them "
+            "(llama-gguf-split --merge)."
+        )
+
+
+def check_tensors(file: Path, tensors: Iterable[str], model: PreTrainedModel, architecture: str) -> None:
+    """Raises `CheckpointError` for a tensor that Transformers drops, and for one that it makes up."""
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
+    read = get_gguf_hf_weights_map(model, processor)
+    for name in tensors:
+        if name not in read and name != ROPE_FACTORS:
+            raise CheckpointError(f"{file}: Transformers does not read its tensor {name!r}. {INSTEAD}")
+    tied = {"output.weight"} if model.config.tie_word_embeddings else set()
+    for name in read:
+        if name not in tensors and name not in tied:
+            raise CheckpointError(f"{file}: lacks tensor {name!r}; the checkpoint is incomplete.")
 
 
 def check_keys(file: Path, fields: dict[str, Any], config: Any) -> None:
     """Raises `CheckpointError` for a key of the architecture that says what Transformers does not read."""
     architecture = fields["general.architecture"]
     read = {name for name, field in GGUF_CONFIG_MAPPING.get(architecture, {}).items() if field}
+    sizes = {"head_dim": config.hidden_size // config.num_attention_heads} | config.to_dict()
     for key, value in fields.items():
         name = key.removeprefix(f"{architecture}.")
         if name == key or name in read | WITHOUT_MEANING:
             continue
         assumed = ASSUMED.get(name)
-        if isinstance(assumed, str) and hasattr(config, assumed):
-            assumed = getattr(config, assumed)
+        assumed = sizes.get(assumed, assumed)
         if assumed is None or value != assumed:
             raise CheckpointError(f"{file}: Transformers does not read its key {key}={value!r}. {INSTEAD}")
 

@@ -3,19 +3,20 @@ Opens a model, wherever it is: a local folder, a Hub id, or a GGUF file (or a fo
 architecture that becomes a Nexus model; a `Nexus` is one. Only headers and configs are read.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
 from ...configuration_nexus import AUTO_MAP, NexusConfig
-from ...errors import CheckpointError, reason_of
+from ...errors import CheckpointError, NexusError, reason_of
 from ..families import Family, family_of
 from .download import download
 from .files import READ_WHOLE, check_file, check_files, read_json
 from .gguf import read_gguf
-from .weights import Checkpoint, open_checkpoint
+from .weights import ADAPTER_FILE, Checkpoint, no_weights, open_checkpoint
 
 AUTO_CLASSES = {reference.split(".")[-1]: auto_class for auto_class, reference in AUTO_MAP.items()}
 
@@ -30,6 +31,7 @@ class Source(Checkpoint):
         config: Transformers' reading of config.json.
         gguf_file: name of the GGUF file in `folder`, if it is one; its generation settings are `generation_config`.
         has_tokenizer: whether that file holds a tokenizer.
+        left_templates: chat templates in it that Transformers does not read.
     """
 
     family: Family
@@ -37,6 +39,7 @@ class Source(Checkpoint):
     gguf_file: str | None = None
     generation_config: GenerationConfig | None = None
     has_tokenizer: bool = True
+    left_templates: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -74,7 +77,10 @@ def open_source(model: str | Path, revision: str | None = None, headers_only: bo
             names = ", ".join(file.name for file in gguf_files)
             raise CheckpointError(f"{place}: has several GGUF files ({names}); give the path of one of them as SOURCE.")
         return open_gguf(label, gguf_files[0])
-    return open_safetensors(label, place, revision)
+    try:
+        return open_safetensors(label, place, revision)
+    except NexusError as error:  # of a Hub id, the user knows no folder; for a plan it does not even stay
+        raise error if revision is None else type(error)(str(error).replace(str(place), label)) from error
 
 
 def open_nexus(folder: Path, label: str | None = None, revision: str | None = None) -> Nexus:
@@ -110,6 +116,8 @@ def locate(model: str, revision: str | None = None, headers_only: bool = False) 
 
 
 def open_safetensors(label: str, folder: Path, revision: str | None) -> Source:
+    if (folder / ADAPTER_FILE).exists() and not (folder / "config.json").exists():
+        raise no_weights(label, [ADAPTER_FILE])
     raw_config = read_json(folder / "config.json", "is this a checkpoint folder?")
     if raw_config.get("quantization_config") is not None:
         method = raw_config["quantization_config"]
@@ -124,6 +132,8 @@ def open_safetensors(label: str, folder: Path, revision: str | None) -> Source:
         config = AutoConfig.for_model(**raw_config)
     except Exception as error:
         raise CheckpointError(f"{folder / 'config.json'}: Transformers rejects it ({reason_of(error)}).") from error
+    if config.tie_word_embeddings:
+        name_tied(checkpoint, family)
     return Source(**vars(checkpoint), family=family, config=config)
 
 
@@ -136,16 +146,28 @@ def with_prefix(checkpoint: Checkpoint, family: Family) -> Checkpoint:
         return checkpoint
 
     def named(name: str) -> str:
-        return name if name in family.weights else family.prefix + name
+        return family.prefix + name if name not in family.weights and family.knows(family.prefix + name) else name
 
-    checkpoint.stored_names = {named(name): name for name in checkpoint.tensors}
-    for part in ("tensors", "unreadable", "_where"):
-        setattr(checkpoint, part, {named(name): value for name, value in getattr(checkpoint, part).items()})
+    rename(checkpoint, named)
     return checkpoint
 
 
+def name_tied(checkpoint: Checkpoint, family: Family) -> None:
+    """Of two tied weights that are stored once, safetensors' own `save_model` keeps the first name, the head's."""
+    heads, (embedding,) = (family.sources_of(f"{name}.weight") for name in ("lm_head", "model.embed_tokens"))
+    if embedding not in checkpoint.tensors:
+        rename(checkpoint, lambda name: embedding if name in heads else name)
+
+
+def rename(checkpoint: Checkpoint, named: Callable[[str], str]) -> None:
+    """The files keep their names."""
+    checkpoint.stored_names = {named(name): checkpoint.stored_names.get(name, name) for name in checkpoint.tensors}
+    for part in ("tensors", "unreadable", "_where"):
+        setattr(checkpoint, part, {named(name): value for name, value in getattr(checkpoint, part).items()})
+
+
 def open_gguf(label: str, file: Path) -> Source:
-    model, has_tokenizer = read_gguf(file)
+    model, has_tokenizer, left_templates = read_gguf(file)
     tensors = dict(model.state_dict())
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
@@ -165,4 +187,5 @@ def open_gguf(label: str, file: Path) -> Source:
         gguf_file=file.name,
         generation_config=model.generation_config,
         has_tokenizer=has_tokenizer,
+        left_templates=left_templates,
     )

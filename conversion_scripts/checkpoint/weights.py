@@ -129,10 +129,7 @@ def shards_of_tensors(folder: Path) -> dict[str, Path]:
     """Tensor name -> the file it is in, from the index or from the single file."""
     weights = [name for name in (SINGLE_FILE, INDEX_FILE) if (folder / name).exists()]
     if len(weights) == 2:
-        raise CheckpointError(
-            f"{folder}: has both {SINGLE_FILE} and {INDEX_FILE}, two sets of weights, of which tools read different "
-            "ones. Remove the one that is not meant."
-        )
+        raise two_sets(str(folder))
     if weights and (folder / ADAPTER_FILE).exists():
         raise CheckpointError(
             f"{folder}: has {ADAPTER_FILE} beside full weights, and Transformers would attach that adapter. Merge it "
@@ -158,6 +155,13 @@ def shards_of_tensors(folder: Path) -> dict[str, Path]:
     raise no_weights(str(folder), [file.name for file in folder.iterdir()])
 
 
+def two_sets(label: str) -> CheckpointError:
+    return CheckpointError(
+        f"{label}: has both {SINGLE_FILE} and {INDEX_FILE}, two sets of weights, of which tools read different ones. "
+        "Remove the one that is not meant."
+    )
+
+
 def no_weights(label: str, names: list[str]) -> CheckpointError:
     """Why a folder or repository with these files has no weights to convert."""
     if ADAPTER_FILE in names:
@@ -168,6 +172,11 @@ def no_weights(label: str, names: list[str]) -> CheckpointError:
         return CheckpointError(
             f"{label}: has pickled weights only, which may run code when read. Load it with Transformers, save it "
             "with save_pretrained, which writes safetensors, and convert that."
+        )
+    if others := sorted(name for name in names if name.endswith(".safetensors")):
+        return CheckpointError(
+            f"{label}: has neither {SINGLE_FILE} nor {INDEX_FILE}, and Transformers reads no others ({others[0]}). "
+            f"Rename a single file to {SINGLE_FILE}; of several, download the index too."
         )
     return CheckpointError(f"{label}: has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}.")
 

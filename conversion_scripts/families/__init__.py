@@ -37,6 +37,7 @@ ROPE_FIELDS = {
     "partial_rotary_factor": "partial_rotary_factor",
     "rotary_pct": "partial_rotary_factor",
 }
+LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")  # its number, in the name of a tensor
 # Fields of a NexusConfig that say nothing about the function of its last levels, which is what a source computes
 NESTING_FIELDS = frozenset(
     """
@@ -149,14 +150,22 @@ class Family:
             raise ConversionError(f"model_type={self.model_type!r} has no way to say {', '.join(other)}.")
         return source_config
 
+    def knows(self, source_name: str) -> bool:
+        return "*" not in source_name and LAYER.sub("*", source_name, count=1) in self.weights
+
+    def sources_of(self, target: str) -> list[str]:
+        """The names that a source tensor outside of the layers, which becomes this one, may have."""
+        return [name for name, rule in self.weights.items() if rule.targets == (target,)]
+
     def rule_of(self, source_name: str) -> WeightRule:
         """The rule of a source tensor, layer numbers filled in; `ConversionError` if no rule names it."""
-        layer = re.search(r"(?<=\.layers\.)\d+(?=\.)", source_name)
-        pattern = source_name if layer is None else source_name[: layer.start()] + "*" + source_name[layer.end() :]
-        if "*" in source_name or pattern not in self.weights:
+        layer = LAYER.search(source_name)
+        pattern = LAYER.sub("*", source_name, count=1)
+        if not self.knows(source_name):
             raise ConversionError(
                 f"tensor {source_name!r} has no place in a Nexus model: no rule for model_type={self.model_type!r} "
-                "names it. Merge adapters and dequantize first, or report it if it belongs to this architecture."
+                "names it. Remove the head of another task (a classifier, a reward), merge adapters and dequantize "
+                "first, or report it if it belongs to this architecture."
             )
         rule = self.weights[pattern]
         return rule if layer is None else replace(rule, targets=tuple(t.replace("*", layer[0]) for t in rule.targets))

@@ -24,6 +24,7 @@ CONFIG = {
     "bos_token_id": "bos_token_id",
     "eos_token_id": "eos_token_id",
     "pad_token_id": "pad_token_id",
+    "use_cache": "use_cache",
 }
 ATTENTION = [f"model.layers.*.self_attn.{projection}_proj" for projection in ("q", "k", "v", "o")]
 MLP = [f"model.layers.*.mlp.{projection}_proj" for projection in ("gate", "up", "down")]

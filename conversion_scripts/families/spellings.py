@@ -14,8 +14,11 @@ def with_old_spellings(config: dict[str, Any]) -> dict[str, Any]:
     kind = rope.get("rope_type", "default")
     if kind in ("linear", "dynamic"):
         old["rope_scaling"] = {"type": kind, "factor": rope["factor"]}  # OLMo 2, and others before 4.43, want no more
+    elif kind != "default" and config["model_type"] == "phi3":  # which wants a type and two lists of factors, no more
+        elsewhere = ("rope_type", "original_max_position_embeddings")
+        old["rope_scaling"] = {name: value for name, value in rope.items() if name not in elsewhere} | {"type": kind}
     elif kind != "default":
-        old["rope_scaling"] = rope | ({"type": kind} if config["model_type"] == "phi3" else {})
+        old["rope_scaling"] = rope
     if config["model_type"] == "gpt_neox":
         old |= {"rotary_emb_base": theta, "rotary_pct": 1.0 if share is None else share}
     else:

@@ -17,6 +17,7 @@ import transformers
 from ...configuration_nexus import AUTO_MAP, NexusConfig
 from ...errors import VerificationError
 from ...modeling_nexus import TESTED_TRANSFORMERS
+from ...tokenization.carry_over import has_tokenizer
 from ..checkpoint.added import is_nesting
 from ..checkpoint.code import check_code
 from ..checkpoint.files import CODE_FILES, REPORT_FILE, ROOT, read_json, write_json
@@ -166,7 +167,7 @@ def compare_functions(source: Source, nexus: Nexus, dtype: torch.dtype, layer_by
         "dtype": str(dtype).removeprefix("torch."),
         "attn_implementation": "sdpa",
         "attention_order": 1 if nested_without_gates else None,
-        "has_tokenizer": (nexus.folder / "tokenizer_config.json").exists(),
+        "has_tokenizer": has_tokenizer(nexus.folder),
         "layer_by_layer": layer_by_layer and source.gguf_file is None,
         "control_tolerance": CONTROL_FACTOR * tolerance,
     }
@@ -200,8 +201,9 @@ def judge(figures: dict[str, Any], label: str) -> None:
     if "chat_differs" in figures:
         raise VerificationError(f"{label}: the chat template renders another prompt than the source's.")
     judge_outputs(figures, label)
-    if "in_float32" in figures:
+    if "in_float32" in figures:  # where all overflows, only there a control shows
         judge_outputs(figures["in_float32"], f"{label}, computed in float32")
+    judge_controls(figures.get("in_float32", figures), label)
 
 
 def judge_outputs(figures: dict[str, Any], label: str) -> None:
@@ -221,6 +223,9 @@ def judge_outputs(figures: dict[str, Any], label: str) -> None:
             f"{figures['greedy_first_difference']}; without the KV cache it is {same}. transformers "
             f"{transformers.__version__} is installed; this model was tested with {oldest} to {newest}."
         )
+
+
+def judge_controls(figures: dict[str, Any], label: str) -> None:
     for control, difference in figures["negative_controls"].items():
         if not difference > CONTROL_FACTOR * figures["tolerance"]:
             raise VerificationError(

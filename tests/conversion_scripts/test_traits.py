@@ -1,6 +1,7 @@
 """Traits of real checkpoints: each is converted to the same function and settings, or refused with the reason."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -145,7 +146,20 @@ def test_either_spelling_alone_says_the_same(family, scaling):
         assert {name: again[name] for name in model.config.rope_parameters} == model.config.rope_parameters
 
 
-LICENCES = ["LICENSE", "LICENSE.md", "NOTICE", "USE_POLICY.md"]
+def test_phi_3_s_longrope_has_the_three_fields_that_transformers_4_wants():
+    rope = {"rope_type": "longrope", "rope_theta": 5e3, "partial_rotary_factor": 1.0}
+    rope |= {"short_factor": [1.1] * 8, "long_factor": [2.0] * 8, "original_max_position_embeddings": 64}
+    shape = {**checkpoints.SHAPES["phi3"], "rope_parameters": rope, "original_max_position_embeddings": 64}
+    model = checkpoints.make("phi3", **shape)
+    config = with_old_spellings(json.loads(model.config.to_json_string()))
+    assert set(config["rope_scaling"]) == {"type", "short_factor", "long_factor"}
+    old = {name: value for name, value in config.items() if name not in ("rope_parameters", "dtype")}
+    for spelled in (old, config):
+        again = type(model.config)(**spelled).rope_parameters
+        assert {name: again[name] for name in model.config.rope_parameters} == model.config.rope_parameters
+
+
+LICENCES = ["LICENSE", "LICENSE.md", "LLAMA_LICENSE.txt", "NOTICE", "Notice.txt", "USE_POLICY.md", "license-mit"]
 
 
 def test_licence_files_travel_and_the_card_s_link_leads_to_them(source, tmp_path):
@@ -204,6 +218,49 @@ def test_names_of_a_base_model(family, tmp_path):
     expected, actual = load(source)(ids).logits, load(out)(ids).logits
     assert (expected - actual).abs().max() <= 1e-4 * expected.abs().max() * (family == "gpt_neox")
     assert open_source(source).read(f"{prefix}layers.0.input_layernorm.weight").ndim == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "phi3"])
+def test_tied_weights_that_are_stored_under_the_name_of_the_head(family, tmp_path):
+    """As safetensors' `save_model` does, and what saves with it."""
+    source = checkpoints.save(family, tmp_path / "source", tie_word_embeddings=True)
+    expected = load(source)(ids).logits
+    names = {"model.embed_tokens.weight": "lm_head.weight", "gpt_neox.embed_in.weight": "embed_out.weight"}
+    change_weights(source, lambda t: {names.get(name, name): weight for name, weight in t.items()})
+    assert torch.equal(load(source)(ids).logits, expected)
+    convert(source, tmp_path / "out", verify=False)
+    actual = load(tmp_path / "out")(ids).logits
+    assert (expected - actual).abs().max() <= 1e-4 * expected.abs().max() * (family != "llama")
+
+
+def test_a_tensor_that_has_no_place_is_named_as_in_the_file(source, tmp_path):
+    change_weights(source, lambda t: {f"_orig_mod.{name}": weight for name, weight in t.items()})
+    with pytest.raises(ConversionError, match=r"tensor '_orig_mod\.model\.embed_tokens\.weight' has no place"):
+        convert(source, tmp_path / "out", verify=False)
+
+
+def test_whether_it_caches_keys_and_values_by_default_is_kept(source, tmp_path):
+    change_config(source, use_cache=False)
+    convert(source, tmp_path / "out", verify=False)
+    convert_to_source(tmp_path / "out", tmp_path / "back", verify=False)
+    assert [load(tmp_path / name)(ids).past_key_values for name in ("source", "out", "back")] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], "holds an adapter only"),
+        (["config.json", "model.fp16.safetensors"], "Transformers reads no others (model.fp16.safetensors)"),
+        (["config.json", "sub/model.safetensors"], "has no weights"),
+    ],
+    ids=["adapter", "variant", "folder"],
+)
+def test_a_folder_without_weights_is_refused_with_what_it_has(files, reason, tmp_path):
+    for name in files:
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_text('{"model_type": "llama"}')
+    with pytest.raises(CheckpointError, match=re.escape(reason)):
+        convert(tmp_path / "source", tmp_path / "out")
 
 
 INERT = {
@@ -265,6 +322,36 @@ def test_of_several_chat_templates_without_a_default_each_is_compared(source, tm
         verify(source, out)
 
 
+def test_a_chat_template_that_renders_the_time_is_compared_as_text(source, tmp_path):
+    (source / "chat_template.jinja").write_text("{{ strftime_now('%H:%M:%S.%f') }} {{ messages }}")
+    out = tmp_path / "out"
+    assert convert(source, out)["verification"]["skipped"] == []
+    (out / "chat_template.jinja").write_text("{{ strftime_now('%H:%M:%S.%f') }} {{ messages[0] }}")
+    with pytest.raises(VerificationError, match="chat template"):
+        verify(source, out)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt_neox"])
+@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.json"])
+def test_a_tokenizer_without_a_config_is_of_the_same_class_and_compared(family, form, tmp_path):
+    """Transformers chooses its class by the model beside it."""
+    source, out = checkpoints.save(family, tmp_path / "source"), tmp_path / "out"
+    (source / "tokenizer_config.json").unlink()
+    if form == "vocab.json":
+        model = json.loads((source / "tokenizer.json").read_text())["model"]
+        (source / "tokenizer.json").unlink()
+        (source / "vocab.json").write_text(json.dumps(model["vocab"]))
+        (source / "merges.txt").write_text("\n".join(map(" ".join, model["merges"])))
+    convert(source, out)
+    expected, actual = (AutoTokenizer.from_pretrained(folder) for folder in (source, out))
+    assert (type(expected), expected.all_special_tokens) == (type(actual), actual.all_special_tokens)
+    assert expected("Hello Wörld 12")["input_ids"] == actual("Hello Wörld 12")["input_ids"]
+    (out / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    (out / form).write_text((out / form).read_text().replace("Ġthe", "Ġteh"))
+    with pytest.raises(VerificationError):
+        verify(source, out)
+
+
 def test_an_inert_layer_in_the_middle_does_not_blind_the_check(tmp_path):
     """An inserted identity block: its output projections are zero."""
     source = checkpoints.llama(tmp_path / "source")
@@ -279,9 +366,21 @@ def test_what_overflows_alike_on_both_sides_is_equal_and_compared_in_float32_too
     source = checkpoints.llama(tmp_path / "source", torch.float16)
     change_weights(source, lambda t: {n: w * 3e4 if n == "model.norm.weight" else w for n, w in t.items()})
     assert not torch.isfinite(load(source)(ids).logits).all()
-    figures = convert(source, tmp_path / "out")["verification"]
+    change_config(source, dtype="float16")
+    out = tmp_path / "out"
+    figures = convert(source, out)["verification"]
+    convert_to_source(out, tmp_path / "back", verify=False)  # the report can be read
     assert figures["not_finite"] > 0 and figures["max_abs_logit_difference"] == 0.0
     assert (figures["in_float32"]["not_finite"], figures["in_float32"]["max_abs_logit_difference"]) == (0, 0.0)
+
+
+def test_what_overflows_everywhere_is_checked_in_float32(tmp_path):
+    source = checkpoints.llama(tmp_path / "source", torch.float16)
+    large = ("up_proj.weight", "gate_proj.weight")
+    change_weights(source, lambda t: {n: w.sign() * 6e4 if n.endswith(large) else w for n, w in t.items()})
+    assert load(source)(ids).logits.isnan().all()
+    controls = convert(source, tmp_path / "out")["verification"]["in_float32"]["negative_controls"]
+    assert min(controls.values()) > 0.01
 
 
 def test_half_of_the_check_is_on_random_tokens_and_some_beyond_the_window(tmp_path):

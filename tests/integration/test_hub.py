@@ -115,6 +115,29 @@ def test_a_repository_without_weights_is_refused_with_what_it_has(files, reason,
     assert errors.startswith(f"error: someone/tiny: {reason}")
 
 
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"adapter_config.json": b"{}"}, "has adapter_config.json beside full weights"),
+        ({"model.safetensors.index.json": b'{"weight_map": {"a": "b.safetensors"}}'}, "has both model.safetensors and"),
+        ({"config.json": None}, "has no config.json"),
+        (
+            {"model.safetensors": None, "model.safetensors.index.json": b'{"weight_map": {"a": "b.safetensors"}}'},
+            "lacks the shard b.safetensors",
+        ),
+    ],
+    ids=["adapter", "two sets", "no config", "shard"],
+)
+@pytest.mark.parametrize("dry", [True, False], ids=["dry", "real"])
+def test_what_is_wrong_with_a_repository_is_said_of_its_id(files, reason, dry, hub, nexus, tmp_path):
+    """Not of a folder in the cache, or of one that is gone by then."""
+    changed = hub.files("someone/tiny") | files
+    hub.repositories["someone/tiny"].add_commit({name: data for name, data in changed.items() if data is not None})
+    status, _, errors = nexus("convert", "someone/tiny", tmp_path / "out", *["--dry-run"] * dry)
+    assert (status, errors.count("\n")) == (1, 1)
+    assert errors.startswith(f"error: someone/tiny: {reason}")
+
+
 def test_what_lies_in_the_cache_needs_no_network(hub, nexus, tmp_path, monkeypatch):
     """Nor a copy of the weights, for a plan."""
     assert nexus("convert", "someone/tiny", tmp_path / "out", "--no-verify")[0] == 0

@@ -1,12 +1,15 @@
 """What a GGUF file says and Transformers' reader drops: it is understood, or the file is refused."""
 
+import re
+from contextlib import nullcontext
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 gguf_file = pytest.importorskip("gguf_file")
-from nexus_transformers.conversion_scripts.checkpoint.gguf import ROPE_FACTORS, llama_3_factors  # noqa: E402
+from nexus_transformers.conversion_scripts.checkpoint.gguf import ROPE_FACTORS, check_keys, llama_3_factors  # noqa: E402
 from nexus_transformers.conversion_scripts.convert import convert  # noqa: E402
 from nexus_transformers.errors import CheckpointError  # noqa: E402
 
@@ -39,11 +42,12 @@ def test_rope_scaling_that_is_kept_in_a_tensor(tmp_path):
     ("keys", "tensors", "named"),
     [
         ({}, {ROPE_FACTORS: torch.linspace(1, 3, 8)}, ROPE_FACTORS),
+        ({}, {"blk.0.attn_q.bias": torch.ones(64)}, "'blk.0.attn_q.bias'"),
         ({}, {"blk.0.attn_sinks.weight": torch.ones(4)}, "'blk.0.attn_sinks.weight'"),
-        ({"logit_scale": 0.5}, {}, "llama.logit_scale=0.5"),
-        ({"rope.scaling.type": "linear"}, {}, "llama.rope.scaling.type='linear'"),
-        ({"attention.key_length": 32}, {}, "llama.attention.key_length=32"),
-        ({"expert_count": 8}, {}, "llama.expert_count=8"),
+        ({".logit_scale": 0.5}, {}, "llama.logit_scale=0.5"),
+        ({".rope.scaling.type": "linear"}, {}, "llama.rope.scaling.type='linear'"),
+        ({".attention.key_length": 32}, {}, "llama.attention.key_length=32"),
+        ({".expert_count": 8}, {}, "llama.expert_count=8"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -56,6 +60,45 @@ def test_what_is_not_read_is_named(keys, tensors, named, tmp_path):
 
 
 def test_what_says_the_usual_is_accepted(tmp_path):
-    keys = {"attention.key_length": 16, "rope.scaling.type": "none", "expert_count": 0, "tensor_data_layout": "Meta AI"}
+    keys = {
+        ".attention.key_length": 16,
+        ".rope.scaling.type": "none",
+        ".expert_count": 0,
+        ".tensor_data_layout": "Meta AI",
+    }
     file = gguf_file.write(tmp_path / "model.gguf", None, keys, {ROPE_FACTORS: torch.ones(8)})
     convert(file, tmp_path / "out", verify=False)
+
+
+def test_chat_templates_that_are_not_read_are_named(tmp_path):
+    file = gguf_file.write(tmp_path / "model.gguf", keys={"tokenizer.chat_template.tool_use": "{{ tools }}"})
+    (warning,) = convert(file, tmp_path / "out", verify=False)["tokenizer"]["warnings"]
+    assert warning.startswith("The chat templates tool_use in model.gguf were left behind")
+
+
+def test_a_head_size_that_the_config_does_not_say_is_that_of_its_heads(tmp_path):
+    """Qwen 2 and Phi-3 have none of their own."""
+    config = Qwen2Config(hidden_size=64, num_attention_heads=4)
+    keys = ("rope.dimension_count", "attention.key_length", "attention.value_length")
+    for size in (16, 8):
+        fields = {"general.architecture": "qwen2", **{f"qwen2.{key}": size for key in keys}}
+        with nullcontext() if size == 16 else pytest.raises(CheckpointError, match=r"qwen2\.rope\.dimension_count=8"):
+            check_keys(tmp_path / "model.gguf", fields, config)
+
+
+@pytest.mark.parametrize(
+    ("keys", "without", "said"),
+    [
+        ({}, "blk.1.ffn_up", "lacks tensor 'blk.1.ffn_up.weight'; the checkpoint is incomplete"),
+        ({}, "token_embd", "lacks tensor 'token_embd.weight'"),
+        ({"split.count": 3}, "blk.2.", "is one of 3 parts of a model"),
+        ({"general.type": "adapter"}, "blk.", "holds an adapter only"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+def test_what_is_not_there_is_not_made_up(keys, without, said, tmp_path):
+    """Transformers would start it at random, in the same way on both sides of a comparison."""
+    file = gguf_file.write(tmp_path / "model.gguf", None, keys, without=without)
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        convert(file, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]

@@ -22,12 +22,14 @@ from .rules import NOTHING, Computed, WeightRule, windowed_layers
 # training and other tools.
 METADATA_FIELDS = frozenset({**GenerationConfig().to_dict(), **PreTrainedConfig().to_dict()}) | frozenset(
     """
-    _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled add_cross_attention
-    attn_implementation auto_map cross_attention_hidden_size finetuning_task gradient_checkpointing is_decoder
-    is_llama_config loss_type model_max_length neftune_noise_alpha num_labels output_past prefix pruned_heads
+    _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _num_labels
+    add_cross_attention attn_implementation auto_map base_model bos_token cls_token_id cross_attention_hidden_size
+    eos_token finetuning_task gradient_checkpointing is_decoder is_llama_config loss_type mask_token_id
+    model_max_length neftune_noise_alpha num_labels num_logits_to_keep output_past pad_token prefix pruned_heads
     sep_token_id task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class tokenizer_model_max_length
-    tokenizer_padding_side torch_dtype torchscript transformers.js_config unk_token_id unsloth_fixed unsloth_version
-    use_bfloat16 use_cache use_return_dict xla_device
+    tokenizer_padding_side torch_dtype torchscript transformers.js_config unk_token unk_token_id unsloth_fixed
+    unsloth_version use_bfloat16 use_cache use_flash_attention use_flash_attention_2 use_flash_attn use_return_dict
+    xla_device
     """.split()
 )
 # Where Transformers' reading of a config.json puts these fields in `rope_parameters`, if the architecture has them

@@ -278,6 +278,11 @@ INERT = {
     "_commit_hash": None,
     "gradient_checkpointing": True,
     "neftune_noise_alpha": 5,
+    "num_logits_to_keep": 0,
+    "use_flash_attention_2": True,
+    "bos_token": "<s>",
+    "_num_labels": 2,
+    "base_model": "someone/model",
     "of_another_tool": None,
 }
 

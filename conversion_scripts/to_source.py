@@ -12,7 +12,7 @@ from .checkpoint.code import check_code
 from .checkpoint.files import REPORT_FILE, carry_licences, read_json, write_json
 from .checkpoint.open import Nexus, open_nexus, open_source
 from .checkpoint.output import failures_of_writing, staged_output
-from .checkpoint.place import MODEL, check_free_space, check_output, expanded, is_our_model, output_path
+from .checkpoint.place import MODEL, MODEL_NAMES, check_free_space, check_output, expanded, is_our_model, output_path
 from .checkpoint.plan import check_tensors, plan_source
 from .checkpoint.report import describe_files, describe_plan, finished_report, state_of
 from .checkpoint.shards import total_bytes
@@ -46,7 +46,7 @@ def convert_to_source(
             that function.
     """
     nexus, out = expanded(nexus), output_path(out)
-    check_output(out, MODEL, is_our_model, inputs=[nexus])
+    check_output(out, MODEL, is_our_model, MODEL_NAMES, inputs=[nexus])
     opened = open_nexus(nexus)
     check_code(nexus, opened.raw_config, trust_remote_code)
     check_tensors(opened, "NexusForCausalLM")  # a gate that is missing is not closed
@@ -66,7 +66,7 @@ def convert_to_source(
             with failures_of_writing(out):
                 write_json(out / REPORT_FILE, report)
         return report | {"unchanged": True}
-    check_output(out, MODEL, is_our_model, overwrite=overwrite)
+    check_output(out, MODEL, is_our_model, MODEL_NAMES, overwrite=overwrite)
     check_free_space(out, total_bytes(plan))
 
     with staged_output(out, state_of(opened, plan, options)) as (folder, resume):

@@ -1,6 +1,5 @@
 """What is inspected: a Nexus model with eager attention, its tokenizer, and a prompt as tokens."""
 
-import math
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from .. import modeling_nexus
 from ..bounded import bounded, step
 from ..conversion_scripts.checkpoint.code import check_code
 from ..conversion_scripts.checkpoint.open import locate, open_nexus
+from ..conversion_scripts.checkpoint.place import is_utf8
 from ..conversion_scripts.checkpoint.plan import check_tensors
 from ..conversion_scripts.progress import quiet_when_piped
 from ..errors import InspectionError, reason_of
@@ -61,7 +61,7 @@ def open_tokenizer(folder: Path, label: str) -> PreTrainedTokenizerBase:
 def open_gates(model: NexusPreTrainedModel, value: float) -> None:
     """Sets all gates, in memory only."""
     gates = model.gates()
-    if not math.isfinite(value):
+    if not torch.tensor(value, dtype=torch.float32).isfinite():
         raise InspectionError(f"--open-gates {value}: give a number, usually between 0 (closed) and 1 (fully nested).")
     if not gates:
         nested = max(model.config.layer_orders) > 1
@@ -79,6 +79,8 @@ def encode(
     The token ids of the prompt, (1, T); with `chat` as a user's turn in the chat template. Raises `InspectionError` if
     it cannot be shown whole, with `generate` more tokens.
     """
+    if not is_utf8(prompt):
+        raise InspectionError("The prompt is not UTF-8 text; check the encoding of the terminal or of the script.")
     if not prompt.strip():
         raise InspectionError("The prompt is empty; give some text to attend to.")
     if generate < 0:

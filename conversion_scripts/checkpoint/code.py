@@ -1,4 +1,7 @@
-"""The code in the folder of a Nexus model: only ours is run, known by its sha256, unless the user allows more."""
+"""
+The code in the folder of a Nexus model: only ours is run, known by its sha256, unless the user allows more. And what a
+config may not ask Transformers to read instead of what is checked.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,34 @@ from .files import CODE_FILES, ROOT, sha256
 # Nothing was released yet; what is installed here is always known.
 RELEASED: dict[str, str] = {}
 ALLOW = "read it, and if you trust it, pass --trust-remote-code, which runs all code of this folder with your rights"
+
+
+# Fields of config.json by which Transformers reads something else than was checked: another config, which may lead to
+# code, or other weights.
+ELSEWHERE = ("configuration_files", "transformers_weights")
+ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+
+
+def check_config(file: Path, config: dict[str, Any]) -> None:
+    """Raises `CheckpointError` if `config`, read from `file`, leads to other files, or to a kernel, which is code."""
+    for name in ELSEWHERE:
+        if config.get(name) is not None:
+            raise CheckpointError(
+                f"{file}: {name}={config[name]!r} leads Transformers to other files than those that are checked; "
+                "remove that field."
+            )
+    for name in ATTENTION:
+        if "/" in str(config.get(name)):
+            raise CheckpointError(
+                f"{file}: {name}={config[name]!r} names a kernel on the Hub, which is code; remove that field."
+            )
+    if config.get("quantization_config") is not None:
+        method = config["quantization_config"]
+        method = method.get("quant_method") if isinstance(method, dict) else method
+        raise CheckpointError(
+            f"{file.parent}: is quantized ({method}). Load it with Transformers, call model.dequantize(), save it, and "
+            "use that."
+        )
 
 
 def check_code(folder: Path, config: dict[str, Any], trust_remote_code: bool = False, allow: str = ALLOW) -> None:

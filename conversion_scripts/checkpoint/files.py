@@ -24,6 +24,18 @@ LICENCE_FILES = [
     for word in ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 ]
 CODE_FILES = sorted({reference.split(".")[0] + ".py" for reference in AUTO_MAP.values()})  # of ROOT; they travel along
+# Of a model folder, as patterns. Nothing else is published, and a folder with anything else is not replaced: nobody
+# loses optimizer states, checkpoints and logs.
+MODEL_FILES = [
+    "config.json",
+    CARD_FILE,
+    REPORT_FILE,
+    *CODE_FILES,
+    *CARRIED_FILES,
+    "additional_chat_templates/*.jinja",
+]
+WEIGHT_FILES = [SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors"]
+LEFT_BY_A_KILL = ".*.new"  # by `write_text`
 READ_WHOLE = ("config.json", INDEX_FILE, REPORT_FILE, CARD_FILE, *CARRIED_FILES)
 LARGEST = 256 << 20  # bytes of one that is read whole; tokenizer.json of the largest vocabularies has 35 MB
 
@@ -51,8 +63,18 @@ def finite(number: str) -> float:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    file.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a surrogate, as JSON escapes it
+    write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Whatever happens, the file is the old one or the new one, whole. A link there is replaced and not followed."""
+    temporary = file.with_name(f".{file.name}.new")
+    try:
+        temporary.write_bytes(text.encode(errors="backslashreplace"))  # half a surrogate, as JSON escapes it
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sha256(file: Path, advance: Callable[[int], None] = lambda amount: None) -> str:
@@ -84,14 +106,15 @@ def is_complete(file: Path, description: dict[str, Any] | None) -> bool:
 def check_files(folder: Path) -> None:
     """
     Raises `CheckpointError` if a link leads out of the folder: what it leads to would be copied, and perhaps published.
-    The links of the Hub's cache lead to its blobs. Also for what `check_file` refuses.
+    The links of the Hub's cache lead to its blobs, which are files: nobody would look into a folder there. Also for
+    what `check_file` refuses.
     """
-    allowed = [folder.resolve()]
-    if folder.resolve().parent.name == "snapshots":
-        allowed.append(folder.resolve().parent.parent / "blobs")
+    inside = folder.resolve()
+    blobs = inside.parent.parent / "blobs" if inside.parent.name == "snapshots" else inside
     for file in folder.rglob("*"):
         target = Path(os.path.realpath(file))  # of links in a circle the link itself
-        if file.is_symlink() and not any(target.is_relative_to(place) for place in allowed):
+        is_blob = target.is_relative_to(blobs) and not target.is_dir()
+        if file.is_symlink() and not target.is_relative_to(inside) and not is_blob:
             raise CheckpointError(
                 f"{file}: is a symbolic link out of the folder, to {target}; copy the file itself there."
             )

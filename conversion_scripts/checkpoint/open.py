@@ -13,6 +13,7 @@ from transformers import AutoConfig, GenerationConfig
 from ...configuration_nexus import AUTO_MAP, NexusConfig
 from ...errors import CheckpointError, NexusError, reason_of
 from ..families import Family, family_of
+from .code import check_config
 from .download import download
 from .files import READ_WHOLE, check_file, check_files, read_json
 from .gguf import read_gguf
@@ -98,6 +99,7 @@ def open_nexus(folder: Path, label: str | None = None, revision: str | None = No
             f"{label}: is not a Nexus model (model_type={raw.get('model_type')!r}). Convert it first: nexus convert "
             f"{label} OUT."
         )
+    check_config(folder / "config.json", raw)
     try:
         config = NexusConfig.from_dict(raw)
     except Exception as error:  # of a value that nobody expects, it may be any
@@ -119,13 +121,7 @@ def open_safetensors(label: str, folder: Path, revision: str | None) -> Source:
     if (folder / ADAPTER_FILE).exists() and not (folder / "config.json").exists():
         raise no_weights(label, [ADAPTER_FILE])
     raw_config = read_json(folder / "config.json", "is this a checkpoint folder?")
-    if raw_config.get("quantization_config") is not None:
-        method = raw_config["quantization_config"]
-        method = method.get("quant_method") if isinstance(method, dict) else method
-        raise CheckpointError(
-            f"{folder}: is quantized ({method}). Load it with Transformers, call model.dequantize(), save it, and "
-            "convert that."
-        )
+    check_config(folder / "config.json", raw_config)
     family = family_of(raw_config.get("model_type"))
     checkpoint = with_prefix(open_checkpoint(label, folder, revision, raw_config), family)
     try:

@@ -41,9 +41,7 @@ class Resume:
 
     def add(self, name: str, description: dict[str, Any]) -> None:
         self.shards[name] = description
-        temporary = self.file.with_suffix(".new")
-        write_json(temporary, {"plan": self.plan, "shards": self.shards})
-        temporary.replace(self.file)
+        write_json(self.file, {"plan": self.plan, "shards": self.shards})
 
 
 @contextmanager
@@ -189,7 +187,7 @@ def tidy(work: Path) -> None:
             discard(work / name)
         for folder in work.glob("deleted-*"):
             shutil.rmtree(folder, ignore_errors=True)
-        for name in ("state.json", "state.new", "lock"):
+        for name in ("state.json", ".state.json.new", "lock"):
             (work / name).unlink(missing_ok=True)
         work.rmdir()
 

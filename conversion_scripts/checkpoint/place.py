@@ -3,13 +3,15 @@
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ...errors import CheckpointError, reason_of
-from .files import REPORT_FILE, read_json
+from .files import LEFT_BY_A_KILL, LICENCE_FILES, MODEL_FILES, REPORT_FILE, WEIGHT_FILES, read_json
 from .output import failures_of_writing, recover, work_folder
 
 MODEL = "a Nexus model"  # what `convert` writes, for `check_output`
+MODEL_NAMES = (*MODEL_FILES, *WEIGHT_FILES, *LICENCE_FILES, LEFT_BY_A_KILL)
 EFFECTIVE_IDS = os.access in os.supports_effective_ids
 
 
@@ -48,7 +50,7 @@ def check_output(
         out: from `output_path`.
         kind: what the command writes, as in "a Nexus model", for messages.
         is_ours: whether a folder that is not empty holds one of those.
-        names: the files that such a folder may have; None for any.
+        names: patterns of the files that such a folder may have; None for any.
         inputs: files and folders that are read, so `out` may neither lie within one nor hold it.
         overwrite: whether an earlier result may be replaced.
 
@@ -102,25 +104,29 @@ def check_writable(folder: Path) -> None:
 
 def is_utf8(text: str) -> bool:
     try:
-        return bool(text.encode())
+        text.encode()
     except UnicodeEncodeError:
         return False
+    return True
 
 
 def check_replaceable(
     out: Path, kind: str, is_ours: Callable[[Path], bool], names: Collection[str] | None, overwrite: bool
 ) -> None:
     """What is there is an earlier result, and may be replaced."""
-    foreign = [path.name for path in out.iterdir() if names and (path.name not in names or not path.is_file())]
-    if foreign:
-        raise CheckpointError(
-            f"{out}: holds {min(foreign)}, which this command did not write, so it is not replaced; choose another "
-            "folder."
-        )
-    if not is_ours(out):
+    paths = [path for path in sorted(out.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    pipes = [path for path in paths if not path.is_file()]
+    if not pipes and not is_ours(out):
         raise CheckpointError(
             f"{out}: is not empty and is not {kind}. This command did not write it, so it is not replaced; choose "
             "another folder."
+        )
+    files = [path.relative_to(out).as_posix() for path in paths if names]
+    foreign = pipes or [file for file in files if not any(fnmatchcase(file, name) for name in names)]
+    if foreign:
+        raise CheckpointError(
+            f"{out}: holds {foreign[0]}, which this command did not write, so it is not replaced; choose another "
+            "folder."
         )
     if not overwrite:
         raise CheckpointError(

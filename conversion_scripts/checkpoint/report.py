@@ -16,7 +16,7 @@ from ...modeling_nexus import is_gate
 from ...tokenization import CARRIED_FILES
 from ..progress import bytes_bar
 from .added import is_nesting
-from .files import CARD_FILE, INDEX_FILE, REPORT_FILE, is_complete, licences, read_json, sha256
+from .files import CARD_FILE, INDEX_FILE, LEFT_BY_A_KILL, REPORT_FILE, is_complete, licences, read_json, sha256
 from .output import Resume
 from .place import free_space
 from .shards import Planned, shard_layout, total_bytes
@@ -122,6 +122,7 @@ def finished_report(out: Path, opened: Checkpoint, options: dict[str, Any]) -> d
         files, made_of = report["model"]["files"], report["source"]["files"]
         same = report["options"] == json.loads(json.dumps(options))
         same = same and report["nexus_transformers"] == version("nexus-transformers")
+        same = same and describe_source(opened).items() <= report["source"].items()
         same = same and {file.name: file.stat().st_size for file in source_files(opened)} == {
             name: description["bytes"] for name, description in made_of.items()
         }
@@ -129,8 +130,8 @@ def finished_report(out: Path, opened: Checkpoint, options: dict[str, Any]) -> d
         return None  # no report, or one of another version
     if not same:
         return None
-    present = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()} - {REPORT_FILE, CARD_FILE}
-    if present != set(files):
+    present = {file.relative_to(out) for file in out.rglob("*") if file.is_file() and not file.match(LEFT_BY_A_KILL)}
+    if {str(file) for file in present} - {REPORT_FILE, CARD_FILE} != set(files):
         return None
     total = source_bytes(opened) + sum(description["bytes"] for description in files.values())
     with bytes_bar("checking", total) as advance:

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ...errors import HubError, reason_of
-from ..checkpoint.files import CARD_FILE, REPORT_FILE, read_json
+from ..checkpoint.files import CARD_FILE, REPORT_FILE, read_json, write_text
 
 TEMPLATE = Path(__file__).parents[2] / "model_card.md"
 EVIDENCE = Path(__file__).parent / "evidence.md"  # made from the experiments' results by `python -m experiments.page`
@@ -41,7 +41,7 @@ def plain(key: str, value: Any) -> str | list[str] | None:
 
 def write_card(folder: Path, source_folder: Path, report: dict[str, Any]) -> None:
     """Writes `folder`/README.md. The licence is what the source's own card states, else "unknown"."""
-    card_of(folder, source_card_data(source_folder), report).save(folder / CARD_FILE)
+    write_text(folder / CARD_FILE, str(card_of(folder, source_card_data(source_folder), report)))
 
 
 def refresh_card(folder: Path) -> None:
@@ -52,8 +52,12 @@ def refresh_card(folder: Path) -> None:
         return
     before = {key: value for key, value in report.items() if key != "verification"}
     stated = source_card_data(folder)
-    if (folder / CARD_FILE).read_text(encoding="utf-8") == str(card_of(folder, stated, before)):
-        card_of(folder, stated, report).save(folder / CARD_FILE)
+    try:
+        was, becomes = str(card_of(folder, stated, before)), str(card_of(folder, stated, report))
+    except Exception:  # somebody has edited the report, which then says anything
+        return
+    if (folder / CARD_FILE).read_text(encoding="utf-8") == was:
+        write_text(folder / CARD_FILE, becomes)
 
 
 def card_of(folder: Path, source_data: ModelCardData, report: dict[str, Any]) -> ModelCard:
@@ -91,7 +95,7 @@ def write_source_card(folder: Path, nexus_folder: Path, model_type: str) -> None
     )
     if data.license == "unknown":
         text += "\n**The licence is unknown to the converter.** Find it out before you use or share this model.\n"
-    ModelCard(f"---\n{data}\n---\n\n{text}").save(folder / CARD_FILE)
+    write_text(folder / CARD_FILE, f"---\n{data}\n---\n\n{text}")
 
 
 def card_data(source_data: ModelCardData, report: dict[str, Any], source_name: str) -> ModelCardData:

@@ -25,11 +25,12 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import filter_repo_objects, logging, validate_repo_id
 
 from ...errors import HubError, NexusError, reason_of
+from ..checkpoint.files import MODEL_FILES, WEIGHT_FILES
 from ..printing import size
 from ..progress import console, quiet_when_piped
 from ..verification.isolated import run_isolated
 from ..verification.verify import fits_in_memory
-from .upload import MODEL_FILES, WEIGHT_FILES, Upload, prepare
+from .upload import Upload, prepare
 
 SLOWEST = 100_000  # bytes per second, of a download: below that it is given up
 OURS = [*MODEL_FILES, *WEIGHT_FILES]  # deleted on the Hub if the folder no longer has them

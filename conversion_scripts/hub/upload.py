@@ -1,6 +1,7 @@
 """What of a folder is pushed to the Hub: a complete Nexus model, checked before anything is sent, and nothing else."""
 
 import re
+import shutil
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -13,15 +14,15 @@ from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 from ...configuration_nexus import AUTO_MAP
 from ...errors import HubError
-from ...tokenization import CARRIED_FILES
 from ..checkpoint.code import check_code
 from ..checkpoint.files import (
     CARD_FILE,
     CODE_FILES,
     INDEX_FILE,
+    MODEL_FILES,
     REPORT_FILE,
     ROOT,
-    SINGLE_FILE,
+    WEIGHT_FILES,
     licences,
     read_json,
     sha256,
@@ -31,16 +32,6 @@ from ..checkpoint.plan import check_tensors
 from ..progress import bytes_bar
 from .card import card_for_repository
 
-# Nothing else is sent: optimizer states, checkpoints and logs should not be published by accident.
-MODEL_FILES = [
-    "config.json",
-    CARD_FILE,
-    REPORT_FILE,
-    *CODE_FILES,
-    *CARRIED_FILES,
-    "additional_chat_templates/*.jinja",
-]
-WEIGHT_FILES = [SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors"]
 IMPORTS = {"torch", "transformers", "huggingface_hub"}  # Transformers depends on huggingface_hub
 
 
@@ -96,6 +87,13 @@ def prepare(model: Path, repo_id: str, stage: Path, trust_remote_code: bool = Fa
         (stage / name).symlink_to((model / name).resolve())
     (stage / CARD_FILE).unlink()
     (stage / CARD_FILE).write_bytes(card)
+    for name in (
+        "config.json",
+        *CODE_FILES,
+    ):  # these are run: checked as they lie there, whatever becomes of the folder
+        (stage / name).unlink()
+        shutil.copyfile(model / name, stage / name)
+    check_code(stage, read_json(stage / "config.json"), trust_remote_code)
 
     files = {}
     with bytes_bar("hashing", sum((stage / name).stat().st_size for name in sent)) as advance:
@@ -157,7 +155,8 @@ def check_report(model: Path, files: dict[str, dict[str, Any]]) -> list[str]:
     file = model / REPORT_FILE
     if not file.exists():
         return [f"the folder has no {REPORT_FILE}: nothing says how the model was made, or from what"]
-    listed = (read_json(file).get("model") or {}).get("files")
+    model_part = read_json(file).get("model")
+    listed = model_part.get("files") if isinstance(model_part, dict) else None
     if not isinstance(listed, dict):
         return [f"{REPORT_FILE} lists no hashes, so whether it speaks of these weights was not checked"]
     weights = set(filter_repo_objects({**listed, **files}, allow_patterns=WEIGHT_FILES))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ def run_isolated(
     failure: str,
     beside: tuple[str, ...] = (),
     seconds: float | None = None,
+    prepare: Callable[[Path], None] = lambda scratch: None,
     **environment: str,
 ) -> dict[str, Any]:
     """
@@ -36,6 +38,7 @@ def run_isolated(
         request: what the script reads. Paths in it must be absolute.
         failure: begins the message if the script fails, for example "out: could not be loaded".
         seconds: after which it is given up.
+        prepare: is called with that folder first, and may add to both. What is in it goes however this process ends.
         environment: more variables for the process.
 
     Raises:
@@ -43,6 +46,7 @@ def run_isolated(
     """
     with tempfile.TemporaryDirectory(prefix="nexus-check-") as scratch:
         request_file, result_file = Path(scratch) / "request.json", Path(scratch) / "result.json"
+        prepare(Path(scratch))
         write_json(request_file, request)
         for file in (script, *beside, "isolated_parent.py"):
             shutil.copy(Path(__file__).parent / file, scratch)

@@ -4,9 +4,6 @@ files is compared, and both models are loaded and run in a fresh process that ca
 """
 
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +77,7 @@ def verify_opened(
     dtype = torch.float32 if source.family.fused else nexus.dtype
     fit = all(fits_in_memory(checkpoint, dtype) for checkpoint in (source, nexus))
     with console.status("comparing source and result in a fresh process"):
-        figures |= compare_functions(source, nexus, dtype, layer_by_layer or not fit)
+        figures |= compare_functions(source, nexus, dtype, layer_by_layer or not fit, trust_remote_code)
     judge(figures, nexus.label)
     return figures
 
@@ -140,23 +137,30 @@ def fits_in_memory(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> 
     return 1.5 * checkpoint.parameters * (dtype or checkpoint.dtype).itemsize < psutil.virtual_memory().available
 
 
-@contextmanager
-def folder_with_code(nexus: Nexus) -> Iterator[Path]:
-    """The model's folder; if that brings no code, one of links to its files, with the code of this package."""
-    if any(nexus.folder.glob("*.py")):
-        yield nexus.folder
-        return
-    with tempfile.TemporaryDirectory(prefix="nexus-code-") as scratch:
-        for file in nexus.folder.iterdir():
-            (Path(scratch) / file.name).symlink_to(file.resolve())
-        for name in CODE_FILES:
-            shutil.copyfile(ROOT / name, Path(scratch) / name)
-        (Path(scratch) / "config.json").unlink()
-        write_json(Path(scratch) / "config.json", nexus.raw_config | {"auto_map": AUTO_MAP})
-        yield Path(scratch)
+def folder_to_run(nexus: Nexus, folder: Path, trust_remote_code: bool) -> Path:
+    """
+    The model's folder, if all of its code may be run. Else `folder`, which is made, of links to its files and a config
+    and code that are checked as they lie there: the model's, or that of this package if it brings none.
+    """
+    if trust_remote_code and any(nexus.folder.glob("*.py")):
+        return nexus.folder
+    folder.mkdir()
+    for file in nexus.folder.iterdir():
+        if file.name != "config.json" and file.suffix.lower() != ".py":
+            (folder / file.name).symlink_to(file.resolve())
+    own = nexus.folder if any(nexus.folder.glob("*.py")) else ROOT
+    for name in CODE_FILES:
+        if (own / name).exists():
+            shutil.copyfile(own / name, folder / name)
+    config = nexus.raw_config if own == nexus.folder else nexus.raw_config | {"auto_map": AUTO_MAP}
+    write_json(folder / "config.json", config)
+    check_code(folder, config)
+    return folder
 
 
-def compare_functions(source: Source, nexus: Nexus, dtype: torch.dtype, layer_by_layer: bool) -> dict[str, Any]:
+def compare_functions(
+    source: Source, nexus: Nexus, dtype: torch.dtype, layer_by_layer: bool, trust_remote_code: bool
+) -> dict[str, Any]:
     """Runs both models in a fresh process, see isolated_check.py."""
     nested_without_gates = not nexus.config.inner_gate and max(nexus.config.layer_orders) > 1
     tolerance = FUSED_TOLERANCE if source.family.fused else 0.0
@@ -173,11 +177,13 @@ def compare_functions(source: Source, nexus: Nexus, dtype: torch.dtype, layer_by
     }
     failure = f"{nexus.label}: could not be compared with {source.label} in a fresh process"
     seconds = 3600 * (HOURS + nexus.parameters / PARAMETERS_PER_HOUR)
-    with folder_with_code(nexus) as target:
-        request["target"] = str(target.resolve())
-        figures = run_isolated("isolated_check.py", request, failure, BESIDE, seconds, HF_HUB_OFFLINE="1")
+
+    def prepare(scratch: Path) -> None:
+        request["target"] = str(folder_to_run(nexus, scratch / "model", trust_remote_code).resolve())
+
+    figures = run_isolated("isolated_check.py", request, failure, BESIDE, seconds, prepare, HF_HUB_OFFLINE="1")
     if "exceeded" in figures:
-        raise VerificationError(figures["exceeded"])
+        raise VerificationError(figures["exceeded"].replace(request["target"], str(nexus.folder)))
     if figures.get("failed") == "source":
         raise VerificationError(
             f"{source.label}: Transformers itself cannot load and run the source ({figures['reason']}), so there is "

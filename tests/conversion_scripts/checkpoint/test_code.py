@@ -13,7 +13,8 @@ from nexus_transformers.conversion_scripts.checkpoint.code import RELEASED
 from nexus_transformers.conversion_scripts.checkpoint.files import CODE_FILES, ROOT
 from nexus_transformers.conversion_scripts.convert import convert
 from nexus_transformers.conversion_scripts.to_source import convert_to_source
-from nexus_transformers.conversion_scripts.verification.verify import verify
+from nexus_transformers.conversion_scripts.verification.verify import compare_tensors, verify
+from nexus_transformers.errors import CheckpointError
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,76 @@ def test_foreign_code_is_refused_by_every_command_and_nothing_of_it_runs(
         assert "nothing was run" in errors
         assert ("remove it" if command[0] == "inspect" else "pass --trust-remote-code") in errors
     assert not marker.exists() and not out.exists()
+
+
+def another_config(model, marker):
+    """Which Transformers reads instead, and which leads to code that nobody has looked at."""
+    elsewhere, config = model.parent / "elsewhere", json.loads((model / "config.json").read_text())
+    for name in CODE_FILES:
+        mark(elsewhere / name, marker)
+        (elsewhere / name).write_text((elsewhere / name).read_text() + (model / name).read_text())
+    auto_map = {name: f"{elsewhere}--{reference}" for name, reference in config["auto_map"].items()}
+    (model / "config.4.0.0.json").write_text(json.dumps(config | {"auto_map": auto_map}))
+    edit_json(model / "config.json", configuration_files=["config.4.0.0.json"])
+    return model, "config.json: configuration_files=['config.4.0.0.json'] leads"
+
+
+def other_weights(model, marker):
+    edit_json(model / "config.json", transformers_weights="adapter_model.bin")
+    return model, "config.json: transformers_weights='adapter_model.bin' leads"
+
+
+def a_kernel(model, marker):
+    edit_json(model / "config.json", _attn_implementation="kernels-community/flash-attn2")
+    return model, "config.json: _attn_implementation='kernels-community/flash-attn2' names a kernel"
+
+
+def quantized(model, marker):
+    edit_json(model / "config.json", quantization_config={"quant_method": "mxfp4"})  # which loads kernels
+    return model, "is quantized (mxfp4)"
+
+
+def a_folder_among_blobs(model, marker):
+    """As the Hub's cache is laid out, where links lead out of the folder."""
+    mark(model.parent / "blobs" / "generate.py", marker)
+    (model.parent / "snapshots").mkdir()
+    model = model.rename(model.parent / "snapshots" / "model")
+    (model / "custom_generate").symlink_to("../../blobs")
+    return model, "custom_generate: is a symbolic link out of the folder"
+
+
+@pytest.mark.parametrize("change", [another_config, other_weights, a_kernel, quantized, a_folder_among_blobs])
+def test_what_leads_past_the_files_that_are_checked_is_refused(change, model, llama_folder, nexus, tmp_path):
+    model, message = change(model, tmp_path / "ran")
+    for command in (
+        ["verify", llama_folder, model],
+        ["convert", model, tmp_path / "out", "--to-source"],
+        ["inspect", model, "word", "--out", tmp_path / "out"],
+        ["push", model, "someone/model", "--dry-run"],
+    ):
+        status, output, errors = nexus(*command)
+        assert (status, output, errors.count("\n")) == (1, "", 1)
+        assert message in errors
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_source_that_names_a_kernel_is_refused(tmp_path, nexus):
+    source = checkpoints.llama(tmp_path / "source")
+    edit_json(source / "config.json", attn_implementation="kernels-community/flash-attn2")
+    status, _, errors = nexus("convert", source, tmp_path / "out", "--no-verify")
+    assert status == 1 and "names a kernel on the Hub" in errors
+
+
+def test_what_is_run_is_what_was_checked_though_the_folder_changes(model, llama_folder, tmp_path, monkeypatch):
+    def compare(*arguments):
+        changed_model(model, tmp_path / "ran")
+        another_config(model, tmp_path / "ran")
+        return compare_tensors(*arguments)
+
+    monkeypatch.setattr("nexus_transformers.conversion_scripts.verification.verify.compare_tensors", compare)
+    with pytest.raises(CheckpointError, match="nothing was run"):
+        verify(llama_folder, model)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_tokenizer_with_code_is_refused_whatever_is_allowed(model, llama_folder, nexus, tmp_path):

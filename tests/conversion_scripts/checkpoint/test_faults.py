@@ -369,6 +369,7 @@ def test_no_permission(what, llama_folder, nexus):
         Path(place, "writable").chmod(0o777)
         out = Path(place, "writable", "out") if what == "source" else Path(place, "out")
         (source / "model.safetensors").chmod(0o600 if what == "source" else 0o644)
+        assert nexus("convert", llama_folder, Path(place, "first"), "--no-verify")[0] == 0  # all is imported by now
         os.seteuid(65534)
         try:
             result = nexus("convert", source, out, "--no-verify")

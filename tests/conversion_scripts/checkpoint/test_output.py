@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from killed import is_killed
+from killed import is_killed, states
+from nexus_transformers.conversion_scripts.checkpoint.files import read_json, write_json
 from nexus_transformers.conversion_scripts.checkpoint.output import staged_output
 from nexus_transformers.conversion_scripts.checkpoint.place import check_output, output_path
 from nexus_transformers.errors import CheckpointError
@@ -154,6 +155,36 @@ def test_what_is_changed_while_the_command_runs_is_not_replaced(tmp_path):
         put(out, {"mine": "mine"})
     assert contents(out) == {**OLD, "mine": "mine"}
     assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_with_more_than_a_model_is_not_replaced(llama_folder, tmp_path, nexus):
+    out = tmp_path / "out"
+    assert nexus("convert", llama_folder, out, "--no-verify")[0] == 0
+    for name in ("notes.txt", "checkpoint-5/optimizer.pt", ".git/HEAD", "training_args.bin"):
+        put(out, {name: "mine"})
+        for options in (["--order", "3"], ["--order", "2"]):
+            status, _, errors = nexus("convert", llama_folder, out, *options, "--overwrite", "--no-verify")
+            assert status == 1 and f"holds {name}, which this command did not write" in errors
+            assert (out / name).read_text() == "mine"
+        shutil.rmtree(out / name.split("/")[0]) if "/" in name else (out / name).unlink()
+    put(out, {".README.md.new": "cut off"})  # by a kill
+    assert nexus("convert", llama_folder, out, "--no-verify")[1].count("already complete") == 1
+    assert nexus("convert", llama_folder, out, "--order", "3", "--overwrite", "--no-verify")[0] == 0
+    assert not (out / ".README.md.new").exists()
+
+
+def test_a_kill_while_a_file_is_written_leaves_the_old_one_or_the_new_one(tmp_path):
+    (tmp_path / "place").mkdir()
+    file = tmp_path / "place" / "report.json"
+    write_json(file, {"is": "old"})
+    seen = [
+        state / "report.json" for state in states(lambda: write_json(file, {"is": "new"}), file.parent, tmp_path / "x")
+    ]
+    assert {read_json(each)["is"] for each in [*seen, file]} == {"old", "new"}
+    (tmp_path / "elsewhere").write_text("mine")
+    (tmp_path / "link").symlink_to("elsewhere")
+    write_json(tmp_path / "link", {})
+    assert (tmp_path / "elsewhere").read_text() == "mine"
 
 
 def test_a_failure_removes_the_parents_that_it_made_and_only_those(tmp_path):

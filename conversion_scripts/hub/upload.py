@@ -87,10 +87,8 @@ def prepare(model: Path, repo_id: str, stage: Path, trust_remote_code: bool = Fa
         (stage / name).symlink_to((model / name).resolve())
     (stage / CARD_FILE).unlink()
     (stage / CARD_FILE).write_bytes(card)
-    for name in (
-        "config.json",
-        *CODE_FILES,
-    ):  # these are run: checked as they lie there, whatever becomes of the folder
+    # These are run: they are copied and then checked, whatever becomes of the folder meanwhile.
+    for name in ("config.json", *CODE_FILES):
         (stage / name).unlink()
         shutil.copyfile(model / name, stage / name)
     check_code(stage, read_json(stage / "config.json"), trust_remote_code)

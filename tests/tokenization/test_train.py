@@ -303,7 +303,7 @@ REFUSED = {
     "not a template": (["good.txt"], {"--chat-template": "good.txt"}, "leaves out what the user says"),
     "output is a file": (["good.txt"], {"--out": "good.txt"}, "good.txt: is a file; choose a folder to write to."),
     "output within a file": (["good.txt"], {"--out": "good.txt/a"}, "lies within the source good.txt"),
-    "output occupied": (["good.txt"], {"--out": "occupied"}, "occupied: holds thesis.txt, which this command did"),
+    "output occupied": (["good.txt"], {"--out": "occupied"}, "occupied: is not empty and is not a tokenizer"),
 }
 
 

@@ -57,7 +57,7 @@ def keep_tokenizer_class(source: Path, target: Path) -> str | None:
     if not has_tokenizer(target):
         return None
     expected, actual = (bounded(class_of, folder, raises=TokenizerError) for folder in (source, target))
-    if expected == actual:
+    if expected in (None, actual):
         return None
     config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     config["tokenizer_class"] = expected

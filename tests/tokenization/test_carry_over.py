@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 import checkpoints
 from nexus_transformers.conversion_scripts.convert import convert
 from nexus_transformers.tokenization import CARRIED_FILES, carry_over_tokenizer, save_tokenizer, train_tokenizer
+from nexus_transformers.tokenization.carry_over import keep_tokenizer_class
 
 
 def test_every_known_file_is_copied_as_it_is_and_nothing_else(tmp_path):
@@ -41,6 +42,15 @@ def test_carried_tokenizer_loads_and_agrees(llama_folder, tmp_path):
     chat = [{"role": "user", "content": "Hello"}]
     assert carried.apply_chat_template(chat, tokenize=False) == source.apply_chat_template(chat, tokenize=False)
     assert carried.chat_template == checkpoints.CHAT_TEMPLATE
+
+
+def test_a_class_that_nobody_knows_is_not_written(llama_folder, tmp_path):
+    """The source's own tokenizer cannot be loaded: there is nothing to keep."""
+    carry_over_tokenizer(llama_folder, tmp_path)
+    before = (tmp_path / "tokenizer_config.json").read_bytes()
+    (tmp_path / "source").mkdir()
+    assert keep_tokenizer_class(tmp_path / "source", tmp_path) is None
+    assert (tmp_path / "tokenizer_config.json").read_bytes() == before
 
 
 LOAD = """

@@ -3,7 +3,6 @@
 import ast
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,18 +14,6 @@ from nexus_transformers.conversion_scripts.convert import convert
 from nexus_transformers.conversion_scripts.to_source import convert_to_source
 from nexus_transformers.conversion_scripts.verification.verify import compare_tensors, verify
 from nexus_transformers.errors import CheckpointError
-
-
-@pytest.fixture(scope="module")
-def converted(llama_folder, tmp_path_factory):
-    out = tmp_path_factory.mktemp("converted") / "out"
-    convert(llama_folder, out, verify=False)
-    return out
-
-
-@pytest.fixture
-def model(converted, tmp_path):
-    return Path(shutil.copytree(converted, tmp_path / "model"))
 
 
 def mark(file: Path, marker: Path) -> None:

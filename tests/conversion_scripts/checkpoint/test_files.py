@@ -10,7 +10,6 @@ import pytest
 
 import checkpoints
 from nexus_transformers.conversion_scripts.checkpoint.files import LARGEST, READ_WHOLE
-from nexus_transformers.conversion_scripts.convert import convert
 
 
 @pytest.fixture(autouse=True)
@@ -25,18 +24,6 @@ def patience():
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
-
-
-@pytest.fixture(scope="module")
-def converted(llama_folder, tmp_path_factory):
-    out = tmp_path_factory.mktemp("converted") / "out"
-    convert(llama_folder, out, verify=False)
-    return out
-
-
-@pytest.fixture
-def model(converted, tmp_path):
-    return Path(shutil.copytree(converted, tmp_path / "model"))
 
 
 @pytest.fixture

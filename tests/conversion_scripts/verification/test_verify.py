@@ -14,13 +14,6 @@ from nexus_transformers.conversion_scripts.verification.verify import judge, ver
 from nexus_transformers.errors import VerificationError
 
 
-@pytest.fixture(scope="module")
-def converted(llama_folder, tmp_path_factory):
-    out = tmp_path_factory.mktemp("converted") / "out"
-    convert(llama_folder, out, verify=False)
-    return out
-
-
 @pytest.fixture
 def out(converted, tmp_path):
     return Path(shutil.copytree(converted, tmp_path / "out"))

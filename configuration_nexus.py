@@ -63,6 +63,8 @@ class AttentionCall(NamedTuple):
     num_query_heads: int
     num_key_value_heads: int
     slot: int = -1  # of the cache; a call that stores nothing attends to the slot of the call before it
+    window: int | None = None  # how many tokens it attends to, the token itself included; None: all
+    mask: str = "full_attention"  # which mask it takes
 
 
 @strict
@@ -97,6 +99,10 @@ class NexusConfig(PreTrainedConfig):
             Each inner level and branch has a learned scalar g, which blends what is refined (0) and what it is refined
             to (1). Off means g = 1, the paper. Conversion of a pretrained checkpoint turns it on and starts at 0.
         inner_gate_init (`float`, defaults to 0.0): Value that newly created gates start from, usually in [0, 1].
+        inner_window (`int`, *optional*):
+            Inner levels attend to the last `inner_window` tokens only, the token itself included, so that nesting costs
+            a constant per token in time and cache, whatever the length. In layers with a `sliding_window` the smaller
+            of the two holds. By default inner levels see as far as the layer does, as in the paper.
         vocab_size (`int`, defaults to 49152): Rows of the embedding, and logits per token.
         hidden_size (`int`, defaults to 576): Width of the residual stream.
         intermediate_size (`int`, defaults to 1536): Width inside the feed-forward block.
@@ -173,6 +179,7 @@ class NexusConfig(PreTrainedConfig):
     inner_scale: bool = True
     inner_gate: bool = False
     inner_gate_init: float | int = 0.0
+    inner_window: int | None = None
 
     # The decoder around it
     vocab_size: int = 49152
@@ -220,6 +227,7 @@ class NexusConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.attention_out_bias is None:
             self.attention_out_bias = self.attention_bias
+        self.settle_windows()
         self.base_model_tp_plan = self.base_model_tp_plan | self.attention_tp_plan()
         # A folder that `save_pretrained` writes must load through every Auto class, not only the one that saved it.
         kwargs["auto_map"] = dict(AUTO_MAP)
@@ -236,16 +244,38 @@ class NexusConfig(PreTrainedConfig):
         flags = {"query": self.refine_query, "key": self.refine_key, "value": self.refine_value and level == order - 1}
         return [branch for branch in BRANCHES if flags[branch]]
 
+    def settle_windows(self):
+        """
+        Caches read the length of every windowed slot from `sliding_window`. Where no layer has a window of its own,
+        that is the inner one.
+        """
+        if self.inner_window is not None and (self.sliding_window is None or self.sliding_layers == []):
+            self.sliding_window, self.sliding_layers = self.inner_window, []
+
+    @property
+    def windowed_layers(self) -> set[int]:
+        """The layers with a window of their own."""
+        if self.sliding_window is None:
+            return set()
+        return set(range(self.num_layers) if self.sliding_layers is None else self.sliding_layers)
+
     def attention_calls(self) -> list[list[AttentionCall]]:
         """The attention calls of each decoder layer, in the order in which it makes them."""
         if self.inner_attention not in CALLS:
             raise ValueError(f"inner_attention={self.inner_attention!r}: choose 'shared', 'separate' or 'self'.")
+        windowed = self.windowed_layers
         layers, slot = [], -1
-        for order in self.layer_orders:
+        for layer, order in enumerate(self.layer_orders):
+            own_window = self.sliding_window if layer in windowed else None
             layers.append([])
             for call in CALLS[self.inner_attention](self, order):
-                slot += bool(call.stores)
-                layers[-1].append(call._replace(slot=slot))
+                window, mask, stores = own_window, "sliding_attention" if own_window else "full_attention", call.stores
+                if self.inner_window is not None and call.level < order:
+                    window, mask = min(self.inner_window, own_window or self.inner_window), "inner_attention"
+                elif self.inner_window is not None and own_window is None:
+                    stores = {"key", "value"}  # the slots of the inner levels do not have the values of all tokens
+                slot += bool(stores)
+                layers[-1].append(call._replace(slot=slot, window=window, mask=mask, stores=stores))
         return layers
 
     @property
@@ -256,13 +286,8 @@ class NexusConfig(PreTrainedConfig):
     @property
     def layer_types(self) -> list[str]:
         """The kind of each slot of the KV cache, by which cache classes and masks are chosen."""
-        windowed = range(self.num_layers) if self.sliding_layers is None else self.sliding_layers
-        types = []
-        for layer, calls in enumerate(self.attention_calls()):
-            is_windowed = self.sliding_window is not None and layer in windowed
-            kind = "sliding_attention" if is_windowed else "full_attention"
-            types += [kind for call in calls if call.stores]
-        return types
+        calls = [call for layer in self.attention_calls() for call in layer if call.stores]
+        return ["full_attention" if call.window is None else "sliding_attention" for call in calls]
 
     def attention_tp_plan(self) -> dict[str, str]:
         """Rules for what there is only: Transformers warns of rules that apply to nothing."""
@@ -310,6 +335,7 @@ class NexusConfig(PreTrainedConfig):
             raise ValueError("parallel_residual=True needs norm_position='pre': set one of them otherwise.")
         if self.qk_norm not in QK_NORM_TP_PLANS:
             raise ValueError(f"qk_norm={self.qk_norm!r}: choose False, True or 'across_heads'.")
+        self.check_inner_window()
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"sliding_window={self.sliding_window}: must be at least 1, or None for no window.")
         if self.sliding_layers is not None and (
@@ -323,6 +349,20 @@ class NexusConfig(PreTrainedConfig):
         if self.head_dim < 1 or self.head_dim % 2 != 0:
             raise ValueError(f"head_dim={self.head_dim}: rotary embedding needs an even, positive head size.")
         self.check_inner_attention(max(orders))
+
+    def check_inner_window(self):
+        if self.inner_window is None:
+            return
+        if self.inner_window < 1:
+            raise ValueError(f"inner_window={self.inner_window}: must be at least 1, or None for no window.")
+        orders = enumerate(self.layer_orders)
+        unlimited = [layer for layer, order in orders if order > 1 and layer not in self.windowed_layers]
+        if unlimited and self.inner_window > self.sliding_window:
+            raise ValueError(
+                f"inner_window={self.inner_window} is more than sliding_window={self.sliding_window}, and the nested "
+                f"layers {unlimited} have no window of their own: caches know one window. Set inner_window to "
+                f"{self.sliding_window} or less."
+            )
 
     def check_inner_attention(self, order: int):
         kind = self.inner_attention

@@ -21,12 +21,14 @@ Shapes in comments: B batch, T new tokens, S all tokens (cached and new), D hidd
 d head size.
 """
 
+import copy
 import functools
 import warnings
 
 import torch
 import transformers
 from torch import nn
+from torch.nn.functional import pad
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache, StaticLayer
@@ -164,9 +166,9 @@ class NexusAttentionCall(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = call.slot
-        self.layer_type = config.layer_types[call.slot]
-        self.sliding_window = config.sliding_window if self.layer_type == "sliding_attention" else None
         self.stores = call.stores
+        self.sliding_window = call.window
+        self.mask = call.mask
         self.num_key_value_groups = call.num_query_heads // call.num_key_value_heads
         self.scaling = config.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
@@ -200,6 +202,10 @@ class NexusAttentionCall(nn.Module):
             else:
                 key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)  # paged caches change kwargs
 
+        batch, heads, length, head_dim = query.shape
+        attended = key, value
+        if self.is_faster_in_blocks(length, attention_mask):
+            query, key, value, attention_mask = in_blocks(query, key, value, attention_mask, self.sliding_window)
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -214,8 +220,52 @@ class NexusAttentionCall(nn.Module):
             sliding_window=self.sliding_window,
             **kwargs,
         )
-        batch, _, length, _ = query.shape
-        return attn_output.reshape(batch, length, -1), attn_weights, (key, value)
+        return attn_output.reshape(batch, -1, heads * head_dim)[:, :length], attn_weights, attended
+
+
+    def is_faster_in_blocks(self, length: int, attention_mask: torch.Tensor | None) -> bool:
+        """
+        Whether PyTorch's fused attention is to see one block of queries at a time: given a mask, it computes whatever
+        is masked, too. FlashAttention and flex attention do not. Own windows stay as the source of a conversion has
+        them, bit for bit.
+        """
+        return (
+            self.mask == "inner_attention"
+            and self.config._attn_implementation == "sdpa"
+            and attention_mask is not None  # as it is for a sequence no longer than the window
+            and attention_mask.dtype == torch.bool
+            and length > block_size(self.sliding_window)
+            and not torch.compiler.is_exporting()  # an exported graph is for every length
+        )
+
+
+def block_size(window: int) -> int:
+    """Queries per block: measured on a CPU, as many as the window is long, and not too few."""
+    return max(window, 32)
+
+
+def in_blocks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, window: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Cuts attention with a window into n blocks of b queries, each with the b + window - 1 keys that it may see, as a
+    batch: queries (B, H, T, d) -> (B*n, H, b, d), keys and values (B, G, S, d) -> (B*n, G, b + window - 1, d), mask
+    (B, 1, T, S) -> (B*n, 1, b, b + window - 1). The outputs of a sequence, one block after the other, are those of its
+    tokens, then n*b - T to throw away.
+    """
+    length, size = query.shape[2], block_size(window)
+    span = size + window - 1
+    tail = -length % size
+    front = length + window - 1 - key.shape[2]  # the first query has window - 1 keys before its own; cuts if negative
+
+    def cut(states: torch.Tensor, width: int) -> torch.Tensor:
+        return states.unfold(2, width, size).permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+    mask = pad(pad(mask, (front, tail)), (0, 0, 0, tail), value=True)  # a row that sees nothing has no softmax
+    mask = mask.unfold(2, size, size).unfold(3, span, size).diagonal(dim1=2, dim2=3)  # (B, 1, b, span, n)
+    mask = mask.permute(0, 4, 1, 2, 3).expand(query.shape[0], -1, -1, -1, -1).flatten(0, 1)
+    key, value = (cut(pad(states, (0, 0, front, tail)), span) for states in (key, value))
+    return cut(pad(query, (0, 0, 0, tail)), size), key, value, mask
 
 
 def is_updated_by_the_attention_function(cache: Cache | None) -> bool:
@@ -234,8 +284,13 @@ def refuse_other_heads(cache: Cache, slot: int, heads: int) -> None:
 
 
 def refuse_uneven_slots(config: NexusConfig, who: str) -> None:
-    """Raises `ValueError` if slots differ in their heads. Caches of pages, which `who` has, cannot."""
+    """Raises `ValueError` if slots differ in heads or windows. Those of caches of pages, which `who` has, cannot."""
     calls = [call for layer in config.attention_calls() for call in layer if call.stores]
+    if len({call.window for call in calls} - {None}) > 1:
+        raise ValueError(
+            f"{who} knows one window, and this model has two, sliding_window={config.sliding_window} and inner_window="
+            f"{config.inner_window}: use `generate`."
+        )
     if len({call.num_key_value_heads for call in calls}) > 1:
         raise ValueError(
             f"{who} needs as many heads in every slot of the cache, and inner_attention='self' also caches queries, "
@@ -387,7 +442,8 @@ class NexusAttention(NexusProjections):
     The attention of one layer. Its last call, `outer`, is the layer's own attention; the ones before it are inner
     levels, which refine its queries, keys or values. Its subclasses are the three kinds of inner attention.
 
-    `forward`: X (B, T, D), cos and sin (B, T, 1, r) each, the mask, the cache -> (B, T, D).
+    `forward`: X (B, T, D), cos and sin (B, T, 1, r) each, the masks of the last call and of the others, the cache
+    -> (B, T, D).
     """
 
     def __init__(self, config: NexusConfig, calls: list[AttentionCall]):
@@ -409,7 +465,9 @@ class NexusAttention(NexusProjections):
 class NexusSharedAttention(NexusAttention):
     """Every level projects with the layer's own weights (Eq. 12)."""
 
-    def forward(self, hidden_states, position_embeddings, attention_mask=None, cache=None, **kwargs) -> torch.Tensor:
+    def forward(
+        self, hidden_states, position_embeddings, attention_mask=None, inner_mask=None, cache=None, **kwargs
+    ) -> torch.Tensor:
         source = dict.fromkeys(BRANCHES, hidden_states)
         attended = None
         for call in self.calls:
@@ -419,8 +477,8 @@ class NexusSharedAttention(NexusAttention):
                 key = self.key(source["key"], position_embeddings)
             if "value" in call.projects:
                 value = self.value(source["value"])
-            attend = getattr(self, call.name)
-            attn_output, _, attended = attend(query, key, value, attention_mask, cache, attended, **kwargs)
+            attend, mask = getattr(self, call.name), inner_mask if call.level < self.order else attention_mask
+            attn_output, _, attended = attend(query, key, value, mask, cache, attended, **kwargs)
             if call.level < self.order:
                 inner = self.inner_output(attn_output)
                 source |= self.inner_norm(hidden_states, inner, call.level, self.refined[call.level])
@@ -448,11 +506,13 @@ class NexusSeparateAttention(NexusAttention):
             self.add_module(call.name.split(".")[0], NexusInnerAttention(config, call))
         self.outer = NexusAttentionCall(config, self.calls[-1])
 
-    def forward(self, hidden_states, position_embeddings, attention_mask=None, cache=None, **kwargs) -> torch.Tensor:
+    def forward(
+        self, hidden_states, position_embeddings, attention_mask=None, inner_mask=None, cache=None, **kwargs
+    ) -> torch.Tensor:
         source = dict.fromkeys(BRANCHES, hidden_states)
         for branch in self.refined.get(1, []):
             inner_attention = getattr(self, f"inner_{branch}")
-            inner = inner_attention(hidden_states, position_embeddings, attention_mask, cache, **kwargs)
+            inner = inner_attention(hidden_states, position_embeddings, inner_mask, cache, **kwargs)
             source |= self.inner_norm(hidden_states, inner, 1, [branch])
         query = self.query(source["query"], position_embeddings)
         key = self.key(source["key"], position_embeddings)
@@ -463,7 +523,9 @@ class NexusSeparateAttention(NexusAttention):
 class NexusSelfAttention(NexusAttention):
     """Head by head, queries attend to queries and keys to keys, after rotation and without weights (Eq. 7 to 9)."""
 
-    def forward(self, hidden_states, position_embeddings, attention_mask=None, cache=None, **kwargs) -> torch.Tensor:
+    def forward(
+        self, hidden_states, position_embeddings, attention_mask=None, inner_mask=None, cache=None, **kwargs
+    ) -> torch.Tensor:
         heads = {
             "query": self.query(hidden_states, position_embeddings),
             "key": self.key(hidden_states, position_embeddings),
@@ -472,7 +534,7 @@ class NexusSelfAttention(NexusAttention):
         for level, branches in self.refined.items():
             for branch in branches:
                 attend, x = getattr(self, f"inner_{branch}_{level}"), heads[branch]
-                attn_output, _, _ = attend(x, x, x, attention_mask, cache, **kwargs)
+                attn_output, _, _ = attend(x, x, x, inner_mask, cache, **kwargs)
                 inner = self.heads(attn_output).transpose(1, 2)
                 heads |= self.inner_norm(x, inner, level, [branch], mesh)
         value = self.value(hidden_states)
@@ -487,7 +549,7 @@ class NexusDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: NexusConfig, calls: list[AttentionCall]):
         super().__init__()
         self.first_slot = calls[0].slot
-        self.layer_type = config.layer_types[self.first_slot]  # full or sliding: which mask it takes
+        self.masks = calls[-1].mask, calls[0].mask  # which masks it takes, for itself and for its inner levels
         self.self_attn = ATTENTIONS[config.inner_attention](config, calls)
         self.mlp = NexusMLP(config)
         self.post_norm = config.norm_position == "post"
@@ -504,12 +566,13 @@ class NexusDecoderLayer(GradientCheckpointingLayer):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         cache: Cache | None = None,
+        inner_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         residual = hidden_states
         if not self.post_norm:
             hidden_states = self.input_layernorm(hidden_states)
-        hidden_states = self.self_attn(hidden_states, position_embeddings, attention_mask, cache, **kwargs)
+        hidden_states = self.self_attn(hidden_states, position_embeddings, attention_mask, inner_mask, cache, **kwargs)
         if self.post_norm:
             hidden_states = residual + self.post_attention_layernorm(hidden_states)
             return hidden_states + self.post_feedforward_layernorm(self.mlp(hidden_states))
@@ -523,7 +586,27 @@ class NexusDecoderLayer(GradientCheckpointingLayer):
         return residual + self.mlp(hidden_states)
 
 
-MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+def attention_masks(config: NexusConfig, kinds: set[str], **arguments) -> dict[str, torch.Tensor | None]:
+    """
+    The masks of `kinds`: of layers without a window, of layers with one, and of inner levels with one. A mask that is
+    made already, (B, 1, T, S), stays as it is, but for the window of the inner levels.
+    """
+    masks, given = {}, arguments["attention_mask"]
+    if "full_attention" in kinds:
+        masks["full_attention"] = create_causal_mask(config=config, **arguments)
+    if "sliding_attention" in kinds:
+        masks["sliding_attention"] = create_sliding_window_causal_mask(config=config, **arguments)
+    if "inner_attention" in kinds and isinstance(given, torch.Tensor) and given.dim() == 4:
+        outside = torch.ones(given.shape[-2:], dtype=torch.bool, device=given.device)
+        outside = outside.tril(given.shape[-1] - given.shape[-2] - config.inner_window)
+        nothing = torch.finfo(given.dtype).min if given.is_floating_point() else False
+        masks["inner_attention"] = given.masked_fill(outside, nothing)
+    elif "inner_attention" in kinds:
+        inner = copy.copy(config)
+        inner.sliding_window = min(config.inner_window, config.sliding_window)
+        masks["inner_attention"] = create_sliding_window_causal_mask(config=inner, **arguments)
+    return masks
+
 
 # Set after construction: before 5.19 OutputRecorder does not take this argument (nor does it need it).
 _LAYER_RECORDER = OutputRecorder(NexusDecoderLayer)
@@ -561,6 +644,13 @@ class NexusPreTrainedModel(PreTrainedModel):
             sharded.__name__, sharded.__module__ = own.__name__, own.__module__
         super().save_pretrained(*args, **kwargs)
 
+    @staticmethod
+    def create_masks_for_generate(config: NexusConfig, **arguments) -> dict[str, torch.Tensor | None]:
+        """The masks of every kind, which `generate` makes ahead of a compiled forward pass."""
+        kinds = {call.mask for layer in config.attention_calls() for call in layer}
+        names = ("inputs_embeds", "attention_mask", "position_ids", CACHE)
+        return attention_masks(config, kinds, **{name: arguments.get(name) for name in names})
+
     def gates(self) -> dict[str, nn.Parameter]:
         """All gates by name, each of shape (1,); empty without `inner_gate` or at order 1."""
         # Under PEFT a module that is trained keeps its original beside it, out of use.
@@ -579,6 +669,7 @@ class NexusModel(NexusPreTrainedModel):
     """The decoder without a head: token ids -> hidden states."""
 
     def __init__(self, config: NexusConfig):
+        config.settle_windows()
         config.validate_architecture()  # fields may have been set since the config was made, e.g. the order at load
         warn_if_untested()
         if config._attn_implementation in ("vllm", "sglang"):
@@ -629,17 +720,18 @@ class NexusModel(NexusPreTrainedModel):
             past_length = cache.get_seq_length() if cache is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_length)[None]
 
-        masks = attention_mask  # `generate` may have made them already, one per layer type
-        if not isinstance(masks, dict):
-            mask_arguments = {
-                "config": self.config,
-                "inputs_embeds": inputs_embeds,
-                "attention_mask": attention_mask,
-                CACHE: None if is_updated_by_the_attention_function(cache) else cache,
-                "position_ids": position_ids,
-            }
-            kinds = {layer.layer_type for layer in self.layers}
-            masks = {kind: MASKS[kind](**mask_arguments) for kind in MASKS if kind in kinds}
+        masks = attention_mask
+        if isinstance(masks, dict):  # made already, by `generate` or continuous batching, which knows no inner mask
+            masks = {"inner_attention": masks.get("sliding_attention")} | masks
+        else:
+            masks = attention_masks(
+                self.config,
+                {kind for layer in self.layers for kind in layer.masks},
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                **{CACHE: None if is_updated_by_the_attention_function(cache) else cache},
+            )
         # cos and sin take the dtype of the first argument, of which nothing else is read
         dtype_like = inputs_embeds[..., :1].float() if self.config.float32_norm_and_rope else inputs_embeds
         cos, sin = self.rotary_emb(dtype_like, position_ids)
@@ -652,7 +744,8 @@ class NexusModel(NexusPreTrainedModel):
             hidden_states = layer(
                 hidden_states,
                 position_embeddings=position_embeddings,
-                attention_mask=masks[layer.layer_type],
+                attention_mask=masks[layer.masks[0]],
+                inner_mask=masks[layer.masks[1]],
                 cache=cache,
                 position_ids=position_ids,
                 **kwargs,

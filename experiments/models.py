@@ -68,7 +68,9 @@ class RotatedAtEachLevel(NexusSelfAttention):
     rotated. All else is the same. For training without a cache or padding.
     """
 
-    def forward(self, hidden_states, position_embeddings, attention_mask=None, cache=None, **kwargs) -> torch.Tensor:
+    def forward(
+        self, hidden_states, position_embeddings, attention_mask=None, inner_mask=None, cache=None, **kwargs
+    ) -> torch.Tensor:
         def rotated(heads: torch.Tensor) -> torch.Tensor:  # (B, *, T, d)
             return rotate(heads.transpose(1, 2), *position_embeddings).transpose(1, 2)
 

@@ -30,14 +30,18 @@ def logits(
     if position_ids is None:
         position_ids = torch.arange(length).expand(batch, length)
     visible = torch.ones(batch, length, length, dtype=torch.bool).tril()  # [b, i, j]: may token i look at token j?
+    distance = torch.arange(length)[:, None] - torch.arange(length)  # j is so many tokens before i
     if attention_mask is not None:
         visible = visible & attention_mask.bool()[:, None, :]
+    window = getattr(config, "inner_window", None)
+    inner_visible = visible if window is None else visible & (distance < window)
 
     hidden = weights["model.embed_tokens.weight"][input_ids]
     for number, order in enumerate(orders(config)):
         layer = below(weights, f"model.layers.{number}")
         x = rms_norm(hidden, layer["input_layernorm.weight"], config.rms_norm_eps)
-        hidden = hidden + nexus_attention(x, below(layer, "self_attn"), config, order, position_ids, visible)
+        own = below(layer, "self_attn")
+        hidden = hidden + nexus_attention(x, own, config, order, position_ids, visible, inner_visible)
         x = rms_norm(hidden, layer["post_attention_layernorm.weight"], config.rms_norm_eps)
         hidden = hidden + feed_forward(x, below(layer, "mlp"))
     hidden = rms_norm(hidden, weights["model.norm.weight"], config.rms_norm_eps)
@@ -45,7 +49,7 @@ def logits(
     return hidden @ weights[head].T
 
 
-def nexus_attention(x, weights: Weights, config, order: int, position_ids, visible) -> torch.Tensor:
+def nexus_attention(x, weights: Weights, config, order: int, position_ids, visible, inner_visible) -> torch.Tensor:
     """X, (B, T, D) -> what the layer adds to the residual stream, (B, T, D)."""
     theta = config.rope_parameters["rope_theta"]
 
@@ -58,7 +62,7 @@ def nexus_attention(x, weights: Weights, config, order: int, position_ids, visib
     def value(own: Weights, source):
         return split_heads(linear(own, "v_proj", source), config.head_dim)
 
-    def attention(own: Weights, query_source, key_source, value_source):
+    def attention(own: Weights, query_source, key_source, value_source, visible):
         return attend(query(own, query_source), key(own, key_source), value(own, value_source), visible)
 
     def refined(branch: str, level: int, before, inner):
@@ -75,27 +79,27 @@ def nexus_attention(x, weights: Weights, config, order: int, position_ids, visib
     if config.inner_attention == "shared":  # A_i+1 = Attend(A_i W_Q, A_i W_K, X W_V), Eq. 12
         query_source = key_source = value_source = x
         for level in range(1, order):
-            inner = project_inner(weights, attention(weights, query_source, key_source, x))
+            inner = project_inner(weights, attention(weights, query_source, key_source, x, inner_visible))
             query_source = refined("query", level, x, inner)
             key_source = refined("key", level, x, inner)
             if level == order - 1:
                 value_source = refined("value", level, x, inner)
-        return linear(weights, "o_proj", attention(weights, query_source, key_source, value_source))
+        return linear(weights, "o_proj", attention(weights, query_source, key_source, value_source, visible))
 
     if config.inner_attention == "separate":  # the sources are outputs of attention layers of their own, Table 2
         sources = []
         for branch in ("query", "key", "value"):
             own = below(weights, f"inner_{branch}")
             is_nested = order > 1 and getattr(config, f"refine_{branch}")
-            inner = project_inner(own, attention(own, x, x, x)) if is_nested else None
+            inner = project_inner(own, attention(own, x, x, x, inner_visible)) if is_nested else None
             sources.append(refined(branch, 1, x, inner) if is_nested else x)
-        return linear(weights, "o_proj", attention(weights, *sources))
+        return linear(weights, "o_proj", attention(weights, *sources, visible))
 
     # Q' = softmax(Q Q^T / sqrt(d)) Q and K' = softmax(K K^T / sqrt(d)) K, Eq. 7 and 8, (B, *, T, d) each
     q, k = query(weights, x), key(weights, x)
     for level in range(1, order):
-        q = refined("query", level, q, split_heads(attend(q, q, q, visible), config.head_dim))
-        k = refined("key", level, k, split_heads(attend(k, k, k, visible), config.head_dim))
+        q = refined("query", level, q, split_heads(attend(q, q, q, inner_visible), config.head_dim))
+        k = refined("key", level, k, split_heads(attend(k, k, k, inner_visible), config.head_dim))
     return linear(weights, "o_proj", attend(q, k, value(weights, x), visible))
 
 

@@ -60,6 +60,11 @@ NESTINGS = {
     "self, order 1": {**SELF, "attention_order": 1},
     "self, only queries": {**SELF, "refine_key": False},
     "self, only keys": {**SELF, "refine_query": False},
+    "inner window": {"inner_window": 4},
+    "inner window, only queries": {"inner_window": 4, "refine_key": False},
+    "inner window, values too": {"inner_window": 4, "refine_value": True},
+    "inner window, separate": {**SEPARATE, "inner_window": 4},
+    "inner window, self": {**SELF, "inner_window": 4},
 }
 
 VARIANTS = {
@@ -189,6 +194,8 @@ def test_the_inner_scale_is_computed_in_float32():
         (SELF, {"inner_attention": "shared"}),
         ({}, {"inner_attention": "self"}),
         (SELF, {"inner_scale": False}),
+        ({"inner_window": 4}, {"inner_window": 5}),
+        ({"inner_window": 4}, {"inner_window": None}),
         ({}, {"rope_parameters": {"rope_theta": 505.0}}),
     ],
     ids=str,

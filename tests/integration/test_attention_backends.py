@@ -17,6 +17,8 @@ NESTINGS = ARMS | {
     "self": {**ARMS["self"], "num_key_value_heads": 4},  # one kernel of flex attention to compile, in place of two
     "order 1": {"attention_order": 1},
     "window": {"attention_order": [3, 2], "sliding_window": 7},
+    "inner window": {"attention_order": [3, 2], "inner_window": 7},
+    "two windows": {"attention_order": [3, 2], "sliding_window": 20, "inner_window": 7},
 }
 each_nesting = pytest.mark.parametrize("nesting", NESTINGS.values(), ids=NESTINGS)
 

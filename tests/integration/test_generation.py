@@ -9,6 +9,8 @@ NESTINGS = ARMS | {
     "orders 3, 1": {"attention_order": [3, 1]},
     "only queries": {"attention_order": 2, "refine_key": False},
     "one layer windowed": {"attention_order": 2, "sliding_window": 6, "sliding_layers": [1]},
+    "inner window": {"attention_order": [3, 2], "inner_window": 5},
+    "inner window, separate": {**ARMS["separate QK"], "inner_window": 5},
 }
 each_nesting = pytest.mark.parametrize("nesting", NESTINGS.values(), ids=NESTINGS)
 

@@ -77,8 +77,12 @@ def flops(
             pass, where the other two make them again.
     """
     config = nexus_config(config)
-    heads = sum(call.num_query_heads for layer in config.attention_calls() for call in layer)
-    scores = 2 * batch * pairs(length, past, attention) * config.head_dim * heads  # one of attention's two products
+    products = sum(
+        call.num_query_heads * pairs(length, past, attention, call.window)
+        for layer in config.attention_calls()
+        for call in layer
+    )
+    scores = 2 * batch * config.head_dim * products  # one of attention's two products
     used = weights(config)
     tokens = 2 * batch * length
 
@@ -94,7 +98,7 @@ def flops(
     return parts | {"total": sum(parts.values())}
 
 
-def pairs(length: int, past: int, attention: str) -> int:
+def pairs(length: int, past: int, attention: str, window: int | None = None) -> int:
     """
     Pairs of a query and a key whose product one head of one sequence computes.
 
@@ -102,8 +106,17 @@ def pairs(length: int, past: int, attention: str) -> int:
         attention: "causal", the pairs that a causal model needs, and nearly those that FlashAttention computes on a
             GPU. "all", also those that are masked afterwards: Transformers' "eager". "cpu", those of PyTorch's fused
             kernel on a CPU: it takes a block of queries and as many whole blocks of 512 keys as cover the last of them,
-            so that up to 512 tokens all pairs are computed (FlashAttentionKernel.cpp, torch 2.13).
+            so that up to 512 tokens all pairs are computed (FlashAttentionKernel.cpp, torch 2.13). The model gives it
+            an inner level with a window in blocks.
+        window: Tokens that a query attends to, itself included; by default all.
     """
+    if window is not None and window < past + length:
+        block = max(window, 32)
+        if attention == "cpu" and length > block:
+            return math.ceil(length / block) * block * (block + window - 1)
+        past = min(past, window - 1)  # what is kept
+        if attention == "causal" or length == 1:
+            return sum(min(past + i + 1, window) for i in range(length))
     total = past + length
     if attention == "causal" or length == 1:
         return length * past + length * (length + 1) // 2
@@ -129,10 +142,11 @@ def bytes_read(config: PreTrainedConfig, batch: int, attended: int, itemsize: in
     """
     config = nexus_config(config)
     used = weights(config)
-    heads = sum(2 * call.num_key_value_heads for layer in config.attention_calls() for call in layer)
+    calls = [call for layer in config.attention_calls() for call in layer]
+    numbers = sum(2 * call.num_key_value_heads * min(attended, call.window or attended) for call in calls)
     parts = {
         "weights": itemsize * (used["projections"] + used["mlp"] + used["head"]),
-        "cache": itemsize * batch * attended * config.head_dim * heads,
+        "cache": itemsize * batch * config.head_dim * numbers,
     }
     return parts | {"total": sum(parts.values())}
 
@@ -140,8 +154,11 @@ def bytes_read(config: PreTrainedConfig, batch: int, attended: int, itemsize: in
 def cache_bytes(config: PreTrainedConfig, batch: int, length: int, itemsize: int) -> int:
     """Bytes of keys and values kept for `length` tokens of `batch` sequences, in caches that can keep keys alone."""
     config = nexus_config(config)
-    heads = sum(len(call.stores) * call.num_key_value_heads for layer in config.attention_calls() for call in layer)
-    return itemsize * batch * length * config.head_dim * heads
+    numbers = 0
+    for call in (call for layer in config.attention_calls() for call in layer):
+        kept = length if call.window is None else min(length, config.sliding_window - 1)
+        numbers += len(call.stores) * call.num_key_value_heads * kept
+    return itemsize * batch * config.head_dim * numbers
 
 
 def parameters(config: PreTrainedConfig) -> int:

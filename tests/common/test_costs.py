@@ -7,7 +7,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
-from nexus_transformers.modeling_nexus import NexusAttentionCall
+from nexus_transformers.modeling_nexus import NexusAttentionCall, block_size
 
 SHAPE = {
     "vocab_size": 61,
@@ -41,6 +41,10 @@ VARIANTS = {
     "self": {"attention_order": [1, 2, 3], "inner_attention": "self", "head_dim": 16},
     "self, keys only": {"attention_order": 3, "inner_attention": "self", "refine_query": False},
     "gates": {"attention_order": 2, "inner_gate": True},
+    "inner window": {"attention_order": [3, 2, 1], "inner_window": 5},
+    "inner window, queries only": {"attention_order": 2, "inner_window": 5, "refine_key": False},
+    "inner window, separate": {"attention_order": 2, "inner_window": 5, "inner_attention": "separate"},
+    "inner window, self": {"attention_order": 2, "inner_window": 5, "inner_attention": "self", "head_dim": 16},
     "plain MLP, untied": {"mlp_gated": False, "tie_word_embeddings": False},
     "wide heads, order 1": {"attention_order": 1, "head_dim": 16},
     "llama": None,
@@ -76,7 +80,8 @@ def test_forward_flops_are_those_that_pytorch_counts(changes):
 
 @each_variant
 def test_prefill_and_decoding_flops_are_those_that_pytorch_counts(changes):
-    model, ids, cache = build(changes), token_ids(), DynamicCache()
+    model, ids = build(changes), token_ids()
+    cache = DynamicCache(config=model.config)
     prefill = counted(lambda: model(ids, past_key_values=cache, logits_to_keep=1))
     assert prefill == costs.flops(model.config, BATCH, LENGTH, logits=1, attention="all")["total"]
     step = counted(lambda: model(ids[:, :1], past_key_values=cache))
@@ -120,9 +125,21 @@ def test_the_fused_kernel_of_a_cpu_computes_whole_blocks_of_512_keys():
         assert costs.pairs(length, 0, "causal") < costs.pairs(length, 0, "cpu") < costs.pairs(length, 0, "all")
 
 
+def test_a_window_counts_what_a_token_sees():
+    assert costs.pairs(6, 0, "causal", 4) == 1 + 2 + 3 + 4 + 4 + 4
+    assert costs.pairs(3, 5, "causal", 4) == 3 * 4
+    assert costs.pairs(3, 2, "causal", 4) == 3 + 4 + 4
+    assert costs.pairs(1, 30, "cpu", 4) == 4
+    assert costs.pairs(6, 0, "causal", 7) == costs.pairs(6, 0, "causal")
+    for window in (1, 5, 32, 100):
+        size = block_size(window)
+        assert costs.pairs(2 * size + 1, 0, "cpu", window) == 3 * size * (size + window - 1), "three blocks"
+
+
 @each_variant
 def test_cache_bytes_are_those_of_a_real_cache(changes):
-    model, cache = build(changes), DynamicCache()
+    model = build(changes)
+    cache = DynamicCache(config=model.config)
     model(token_ids(), past_key_values=cache)
     kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert costs.cache_bytes(model.config, BATCH, LENGTH, itemsize=4) == kept
@@ -152,7 +169,8 @@ def test_bytes_read_count_every_use_of_a_weight(changes):
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "llama"])
 def test_bytes_read_of_the_cache_are_the_keys_and_values_of_every_call(name):
-    model, cache, read = build(VARIANTS[name]), DynamicCache(), 0
+    model, read = build(VARIANTS[name]), 0
+    cache = DynamicCache(config=model.config)
     model(token_ids(LENGTH - 1), cache=cache)
 
     def count(module, inputs, output):

@@ -114,7 +114,23 @@ def serving(model: NexusConfig, nesting: str, length: int, gpus: int, overhead: 
     return [str(sequences), f"{first:.2g} s", f"{alone:.0f}", f"{together:.0f} ({batch})"]
 
 
-PAGE = """\
+def page(overhead: Overhead) -> str:
+    """The whole of PROJECTION.md."""
+    trained, served = [], []
+    for model, length, nesting in itertools.product(SHAPES, LENGTHS, NESTINGS):
+        each, names = config(model, nesting), [model, nesting, f"{length // 1024}k"]
+        trained.append(names + [training(each, nesting, length, gpus, overhead) for gpus in GPUS])
+        cache = f"{costs.cache_bytes(each, 1, length, BF16) / 1e9:.2f} GB"
+        cells = [cell for gpus in (1, 8) for cell in serving(each, nesting, length, gpus, overhead)]
+        served.append([*names, cache, *cells])
+    columns = [f"{name}, {gpus} GPU" for gpus in (1, 8) for name in ("fit", "first token", "alone", "batch")]
+    head = "| model | nesting | tokens |"
+    gpu = f"{GPU['name']}, {GPU['operations'] / 1e12:.0f} TFLOP/s in bf16, {GPU['bandwidth'] / 1e12:.2f} TB/s"
+    together = ", ".join(f"{TOGETHER[gpus]:.0%} of {gpus}" for gpus in (2, 8, 64))
+    shapes = ", ".join(f"{name} {costs.parameters(config(name, 'standard')) / 1e9:.2f}B" for name in SHAPES)
+    trained = table(f"{head} {' | '.join(f'{gpus} GPU' for gpus in GPUS)} |", trained, " --- ")
+    served = table(f"{head} cache | {' | '.join(columns)} |", served, " --- ")
+    return f"""\
 # What large nested models would need
 
 Written by `python -m benchmarks.project`. **Not measured:** nothing on this page was run. It is operations and bytes,
@@ -122,11 +138,11 @@ counted by [common/costs.py](../common/costs.py), divided by what a GPU is assum
 
 ## Assumptions (not measured)
 
-- GPU: {gpu} (the vendor's figures); {usable:.0%} of its memory is usable.
-- Of that peak, training gets {training:.0%} and prefill {prefill:.0%}; decoding gets {decoding:.0%} of the bandwidth.
+- GPU: {gpu} (the vendor's figures); {USABLE:.0%} of its memory is usable.
+- Of that peak, training gets {TRAINING:.0%} and prefill {PREFILL:.0%}; decoding gets {DECODING:.0%} of the bandwidth.
 - GPUs working together have a part of their sum: {together}.
-- Training: {state} bytes per parameter (float32 weights, gradients and Adam's two moments, bf16 weights), sharded over
-  all GPUs; activation checkpointing; the loss in chunks of {logits} positions. One sequence per GPU, or, where it does
+- Training: {STATE} bytes per parameter (float32 weights, gradients and Adam's two moments, bf16 weights), sharded over
+  all GPUs; activation checkpointing; the loss in chunks of {LOGITS} positions. One sequence per GPU, or, where it does
   not fit, split over as many GPUs as stated (context parallelism: no code and no test of it in this repository).
 - Serving: bf16 weights and cache, weights split over the GPUs, no memory lost to pages. 16 to 64 GPUs would serve as 2
   to 8 times 8.
@@ -151,33 +167,6 @@ token, tokens/s of one sequence alone, tokens/s of a full batch (of at most 256,
 
 {served}
 """
-
-
-def page(overhead: Overhead) -> str:
-    """The whole of PROJECTION.md."""
-    trained, served = [], []
-    for model, length, nesting in itertools.product(SHAPES, LENGTHS, NESTINGS):
-        each, names = config(model, nesting), [model, nesting, f"{length // 1024}k"]
-        trained.append(names + [training(each, nesting, length, gpus, overhead) for gpus in GPUS])
-        cache = f"{costs.cache_bytes(each, 1, length, BF16) / 1e9:.2f} GB"
-        cells = [cell for gpus in (1, 8) for cell in serving(each, nesting, length, gpus, overhead)]
-        served.append([*names, cache, *cells])
-    columns = [f"{name}, {gpus} GPU" for gpus in (1, 8) for name in ("fit", "first token", "alone", "batch")]
-    head = "| model | nesting | tokens |"
-    return PAGE.format(
-        gpu=f"{GPU['name']}, {GPU['operations'] / 1e12:.0f} TFLOP/s in bf16, {GPU['bandwidth'] / 1e12:.2f} TB/s",
-        usable=USABLE,
-        training=TRAINING,
-        prefill=PREFILL,
-        decoding=DECODING,
-        together=", ".join(f"{TOGETHER[gpus]:.0%} of {gpus}" for gpus in (2, 8, 64)),
-        state=STATE,
-        logits=LOGITS,
-        shapes=", ".join(f"{name} {costs.parameters(config(name, 'standard')) / 1e9:.2f}B" for name in SHAPES),
-        overhead=overhead,
-        trained=table(f"{head} {' | '.join(f'{gpus} GPU' for gpus in GPUS)} |", trained, " --- "),
-        served=table(f"{head} cache | {' | '.join(columns)} |", served, " --- "),
-    )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -47,7 +47,7 @@ def one_run(run: dict, advance: Advance) -> dict:
 
 
 def main(options: Namespace) -> dict:
-    experiment = Experiment("gates", BUDGET, options)
+    experiment = Experiment("gates", BUDGET, options, one_run)
     name = "toy" if options.quick else "smollm2"
     convert(name, FOLDER / name)
     wanted = [
@@ -55,7 +55,7 @@ def main(options: Namespace) -> dict:
         for form in FORMS
         for gate in ([0.0] if form == SOURCE else GATES)
     ]
-    records = experiment.run("gates by hand", wanted, one_run)
+    records = experiment.run("gates by hand", wanted)
     summary: dict = {}
     for record in records:
         form, gate = record["settings"]["form"], record["settings"]["gate"]

@@ -1,5 +1,5 @@
 """
-Which form of inner attention is the default: a short comparison, `python -m experiments.forms`.
+Which form of inner attention is the default: a short comparison, `python -m experiments forms`.
 
 The paper leaves open what is between the levels (W_O, a scale) and how rotary embedding meets Eq. 7 to 9. Each form
 learns Shakespeare's works (first layer nested, or all) with the training FLOPs of a short standard run, and associative
@@ -17,7 +17,7 @@ from nexus_transformers import NexusConfig, NexusForCausalLM
 
 from . import language, models, recall
 from .models import RotatedAtEachLevel, parameters
-from .runs import Advance, Experiment, best_by, by_settings, over_seeds, parse
+from .runs import Advance, Experiment, best_by, by_settings, over_seeds
 
 BUDGET = 2.5  # CPU hours
 SEPARATE, SELF = {"inner_attention": "separate"}, {"inner_attention": "self"}
@@ -116,7 +116,3 @@ def summarise(stages: dict[str, list[dict]]) -> list[dict]:
             row["accuracy"] = {size: over_seeds(same, "accuracy", size) for size in result["accuracy"]}
         summary.append(row)
     return summary
-
-
-if __name__ == "__main__":
-    main(parse(__doc__))

@@ -1,5 +1,5 @@
 """
-Pointer chasing: how many hops can a model of some depth and order follow? `python -m experiments.hops`.
+Pointer chasing: how many hops can a model of some depth and order follow? `python -m experiments hops`.
 
 A text lists the edges of a random permutation; questions name a start and a number of hops from 1 to 3. All models are
 trained on all three, one after the other and then together, for the same number of steps, with a learning rate chosen
@@ -14,7 +14,7 @@ import torch
 
 from . import figures
 from .models import build, parameters, training_flops
-from .runs import Advance, Experiment, best_by, by_settings, over_seeds, parse
+from .runs import Advance, Experiment, best_by, by_settings, over_seeds
 from .synthetic import NAMES as NODE_NAMES
 from .synthetic import Batch, accuracy, hops, train
 
@@ -97,7 +97,3 @@ def summarise(records: list[dict]) -> dict[str, dict]:
             "relative_compute": round(result["training_flops"] / base, 3),
         }
     return summary
-
-
-if __name__ == "__main__":
-    main(parse(__doc__))

@@ -1,6 +1,6 @@
 """
 Language modelling from scratch: which layers to nest, how deep, and what each part of the design is worth.
-`python -m experiments.language`.
+`python -m experiments language`.
 
 Models of half a million to two million parameters learn Shakespeare's works; one in six works is held out. Each variant
 is compared with the standard model twice: after as many steps (equal parameters and data), and after as many training
@@ -21,7 +21,7 @@ from nexus_transformers.tokenization import train_tokenizer
 
 from . import figures
 from .models import build, label, parameters, training_flops
-from .runs import Advance, Experiment, best_by, grouped, over_seeds, parse
+from .runs import Advance, Experiment, best_by, grouped, over_seeds
 from .trainer import silent_trainer
 
 BUDGET = 5.0  # CPU hours
@@ -252,7 +252,3 @@ def by_model(records: list[dict]) -> dict:
             base = groups["standard"][0]["result"]["training_flops"]
             summary[model]["relative_compute"] = round(result["training_flops"] / base, 3)
     return summary
-
-
-if __name__ == "__main__":
-    main(parse(__doc__))

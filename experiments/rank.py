@@ -1,5 +1,5 @@
 """
-The bottleneck that the paper names: what an attention logit can depend on. `python -m experiments.rank`.
+The bottleneck that the paper names: what an attention logit can depend on. `python -m experiments rank`.
 
 The logit between two tokens is a product of a query and a key. In one standard layer these are functions of the two
 tokens (and their distance) alone, whatever stands around them; in a nested layer they are functions of the whole text
@@ -22,7 +22,7 @@ import torch
 from . import figures
 from .models import build, parameters, training_flops
 from .recall import architecture
-from .runs import Advance, Experiment, best_by, by_settings, over_seeds, parse
+from .runs import Advance, Experiment, best_by, by_settings, over_seeds
 from .synthetic import SYMBOLS, accuracy, marker, recall, train
 
 BUDGET = 1.0  # CPU hours
@@ -142,7 +142,3 @@ def summarise_marker(records: list[dict]) -> list[dict]:
         }
         for (size, variant, width), same in by_settings(records, "size", "variant", "width").items()
     ]
-
-
-if __name__ == "__main__":
-    main(parse(__doc__))

@@ -1,5 +1,5 @@
 """
-One layer, several hops: associative recall and induction with one and two layers, `python -m experiments.recall`.
+One layer, several hops: associative recall and induction with one and two layers, `python -m experiments recall`.
 
 In both tasks the answer stands after an earlier copy of the token that asks for it. Standard attention needs two layers
 for that (one to tell each token what came before it, one to look it up); a layer of order 2 has both in itself. All
@@ -14,7 +14,7 @@ import torch
 
 from . import figures
 from .models import build, parameters, training_flops
-from .runs import Advance, Experiment, best_by, by_settings, over_seeds, parse
+from .runs import Advance, Experiment, best_by, by_settings, over_seeds
 from .synthetic import IGNORED, SYMBOLS, Batch, accuracy, induction, recall, train
 
 BUDGET = 2.5  # CPU hours
@@ -163,7 +163,3 @@ def summarise(records: list[dict]) -> dict:
             "relative_compute": round(result["training_flops"] / base, 3),
         }
     return summary
-
-
-if __name__ == "__main__":
-    main(parse(__doc__))

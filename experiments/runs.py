@@ -36,19 +36,18 @@ Settings = dict
 Advance = Callable[[float], None]  # takes the share of a run that is done
 
 
-def parse(description: str, names: list[str] | None = None) -> argparse.Namespace:
-    """The command line that all experiments have; with `names` also which of them to run."""
+def parse(description: str, names: list[str]) -> argparse.Namespace:
+    """The command line: which of the experiments `names` to run, and how."""
     parser = argparse.ArgumentParser(description=description.strip(), formatter_class=argparse.RawTextHelpFormatter)
-    if names:
-        parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; by default all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; by default all")
     parser.add_argument("--quick", action="store_true", help="toy sizes, to .cache/evidence-quick")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each")
     parser.add_argument("--out", type=Path, help="folder of the results")
     options = parser.parse_args()
     options.out = options.out or (QUICK if options.quick else RESULTS)
-    unknown = [name for name in (options.names if names else []) if name not in names]
-    if unknown:
-        parser.error(f"no experiment {unknown[0]!r}; there are {', '.join(names)}")
+    for name in options.names:
+        if name not in names:
+            parser.error(f"no experiment {name!r}; there are {', '.join(names)}")
     return options
 
 

@@ -1,5 +1,5 @@
 """
-Retrofit: does a pretrained model gain from nesting? `python -m experiments.retrofit`.
+Retrofit: does a pretrained model gain from nesting? `python -m experiments retrofit`.
 
 SmolLM2-135M-Instruct, converted to order 2 with closed gates, is trained on Shakespeare and on reasoning tasks, beside
 the model it comes from: everything, LoRA adapters, or two scalars per layer (gates; the control has a temperature of

@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ..errors import TokenizerError, reason_of
+from ..errors import TokenizerError, reason_of, told_as
 
 PADDING, END_OF_TEXT, TURN_END, TURN_START = "<|pad|>", "<|endoftext|>", "<|im_end|>", "<|im_start|>"
 # In this order, `bos_token_id` and `eos_token_id` of a tokenizer that chats are the defaults of NexusConfig, 1 and 2.
@@ -132,10 +132,8 @@ def wrap(bpe: Tokenizer, chat_template: str | None, model_max_length: int | None
     )
     if chat_template is not None:
         tokenizer.chat_template = chat_template
-        try:
+        with told_as(TokenizerError, "chat template: does not render a user's message ({reason})."):
             chat = tokenizer.apply_chat_template([{"role": "user", "content": "Good morning"}], tokenize=False)
-        except Exception as error:  # a template is a program: anything may go wrong in it
-            raise TokenizerError(f"chat template: does not render a user's message ({reason_of(error)}).") from error
         if "Good morning" not in chat:
             raise TokenizerError("chat template: leaves out what the user says; is this a Jinja chat template?")
     return tokenizer

@@ -28,7 +28,7 @@ if __name__ == "__main__":  # only then they lie there
 
 import isolated_probes as probes  # noqa: E402
 import torch  # noqa: E402
-from isolated_controls import controls, middle_layer  # noqa: E402
+from isolated_controls import controls, from_the_middle  # noqa: E402
 from transformers import (  # noqa: E402
     AutoConfig,
     AutoModelForCausalLM,
@@ -154,7 +154,7 @@ def device_map(config, attn_implementation: str, trust_remote_code: bool) -> dic
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
         )
-    middle = f".layers.{middle_layer(config)}."
+    middle = f".layers.{from_the_middle(config)[0]}."
     return {
         name: "disk" if isinstance(module, torch.nn.Linear | torch.nn.Embedding) and middle not in name else "cpu"
         for name, module in model.named_modules()
@@ -177,8 +177,8 @@ def read_tokenizers(request: dict) -> dict:
     """
     with failing("source"):
         source = request["source"]
-        step(f"{file_of(source, request['gguf_file'] or '', *TOKENIZER)}: loading this tokenizer")
-        expected = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf_file(request))
+        step(f"{file_of(source, request['gguf'].get('gguf_file', ''), *TOKENIZER)}: loading this tokenizer")
+        expected = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **request["gguf"])
     with failing("result"):
         actual, vocab_size = tokenizer_of_target(request)
         result = compare_tokenizers(expected, actual)
@@ -258,7 +258,7 @@ def compare_models(request: dict, prompt: list[int], texts: list[list[int]]) -> 
     result = {"dtype": request["dtype"], "skipped": []}
 
     with failing("source"):
-        source = load(request, request["source"], trust_remote_code=False, **gguf_file(request))
+        source = load(request, request["source"], trust_remote_code=False, **request["gguf"])
         vocab_size = source.config.vocab_size
         length = max(min(longest, source.config.max_position_embeddings - new_tokens), 2)
         batches = probes.passages(texts, vocab_size, count, length)
@@ -312,10 +312,6 @@ def compare_models(request: dict, prompt: list[int], texts: list[list[int]]) -> 
         enough = request["control_tolerance"] * result["max_abs_logit"]
         result["negative_controls"] = controls(model, difference, enough)
     return result
-
-
-def gguf_file(request: dict) -> dict:
-    return {"gguf_file": request["gguf_file"]} if request["gguf_file"] else {}
 
 
 class Failed(Exception):

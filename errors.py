@@ -3,6 +3,9 @@ The errors that users are meant to see. Each part of the package raises its own;
 stands in them may come from a file or from the network, so they are made safe to print here.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class NexusError(Exception):
     """
@@ -50,11 +53,26 @@ def shown(text: object, limit: int = 1000) -> str:
     return f"{escaped[: limit * 2 // 3]} [...] {escaped[-limit // 3 :]}"
 
 
-def reason_of(error: BaseException | str, limit: int = 300) -> str:
+def reason_of(error: BaseException | str) -> str:
     """
-    What another library says, to stand inside a sentence of ours: on one line, at most `limit` characters, without the
+    What another library says, to stand inside a sentence of ours: on one line, at most 300 characters, without the
     names of wrapped exceptions in front and without punctuation at the end.
     """
     text = getattr(error, "strerror", None) or str(error)
-    text = " ".join(text.split()).split("Error: ")[-1][:limit]
+    text = " ".join(text.split()).split("Error: ")[-1][:300]
     return text.rstrip(" .:;,!") or type(error).__name__
+
+
+@contextmanager
+def told_as(kind: type[NexusError], sentence: str) -> Iterator[None]:
+    """
+    Whatever a library raises in here is told as this sentence, in which {reason} stands for what it says. Of a value
+    that nobody expects, of YAML, of a template, which is a program, it raises errors of any kind. Ours stay what they
+    are.
+    """
+    try:
+        yield
+    except NexusError:
+        raise
+    except Exception as error:
+        raise kind(sentence.replace("{reason}", reason_of(error))) from error

@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -132,9 +131,7 @@ def measure(place: Path, gigabytes: float, repeats: int) -> dict:
     seconds, _ = run(NEXUS, "verify", source, out, "--layer-by-layer")
     figures = json.loads((out / "conversion_report.json").read_text())["verification"]
     verified = {name: figures[name] for name in ("max_abs_logit_difference", "positions", "peak_memory_bytes")}
-    about = heading("cpu")
-    return about | {
-        "versions": about["versions"] | {name: version(name) for name in ("nexus-transformers", "safetensors")},
+    return heading("cpu", "nexus-transformers", "safetensors") | {
         "checkpoint": checkpoint,
         "start_up_seconds": start_up,
         "rounds": rounds,

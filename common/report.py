@@ -2,20 +2,24 @@
 
 import json
 import platform
+import re
+from collections.abc import Callable
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import transformers
+
+GENERATED = re.compile(r"(<!-- generated: (.+?) -->\n)[^<]*(<!-- end -->)")  # a table has no "<"
 
 
-def heading(device: str) -> dict:
-    """The first fields of every results file: date, device and versions."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
+def heading(device: str, *packages: str) -> dict:
+    """The first fields of every results file: date, device and versions, also of these packages."""
+    versions = {name: version(name) for name in ("torch", "transformers", *packages)}
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": {"type": device, "name": device_name(device), "threads": torch.get_num_threads()},
-        "versions": versions | {"transformers": transformers.__version__},
+        "versions": {"python": platform.python_version(), **versions},
     }
 
 
@@ -44,3 +48,8 @@ def table(head: str, rows: list[list], rule: str = "---") -> str:
     """In Markdown, below a head such as "| model | loss |"."""
     lines = [head, "|" + f"{rule}|" * head.strip("|").count("|") + f"{rule}|"]
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+
+
+def fill(text: str, blocks: dict[str, Callable[[], str]]) -> str:
+    """A page, what stands between `<!-- generated: NAME -->` and `<!-- end -->` in it made anew."""
+    return GENERATED.sub(lambda match: match[1] + blocks[match[2]]() + "\n" + match[3], text)

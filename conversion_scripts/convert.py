@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from ..errors import ConversionError, TokenizerError, reason_of
+from ..errors import ConversionError, TokenizerError, told_as
 from ..tokenization import carry_over_tokenizer, check_tokenizer, keep_tokenizer_class, rebuild_gguf_tokenizer
 from ..tokenization.check import remote_code
 from .checkpoint.files import CODE_FILES, REPORT_FILE, ROOT, carry_licences, sha256, write_json
@@ -137,12 +137,9 @@ def carry_over(source: Source, folder: Path) -> list[str]:
     if source.gguf_file is None:
         carried = carry_over_tokenizer(source.folder, folder)
         if GENERATION_FILE not in carried:
-            try:
+            file = source.folder / "config.json"
+            with told_as(ConversionError, f"{file}: its generation settings are not valid ({{reason}})."):
                 settings = GenerationConfig.from_model_config(dict(source.raw_config))
-            except Exception as error:  # as odd as what stands there
-                raise ConversionError(
-                    f"{source.folder / 'config.json'}: its generation settings are not valid ({reason_of(error)})."
-                ) from error
             settings.to_json_file(folder / GENERATION_FILE)
         return carried
     source.generation_config.save_pretrained(folder)

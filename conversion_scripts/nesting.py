@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_nexus import BRANCHES, NexusConfig
-from ..errors import ConversionError, NexusError, reason_of
+from ..errors import ConversionError, NexusError, reason_of, told_as
 from .checkpoint.open import Source
 from .checkpoint.shards import DTYPE_NAMES
 from .checkpoint.weights import SAFETENSORS_DTYPES
@@ -118,10 +117,8 @@ def nexus_config(source: Source, nesting: Nesting, dtype: torch.dtype | None) ->
             f"--order: {len(order)} orders were given, but {source.label} has {fields['num_layers']} layers. Give one "
             "order per layer, or one number for all."
         )
-    try:
+    with told_as(ConversionError, f"{source.label}: does not make a Nexus model: {{reason}}."):
         decoder = NexusConfig(**fields, attention_order=1)
         config = NexusConfig(**fields, **nesting.config_fields(decoder), dtype=dtype or source.dtype)
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        raise ConversionError(f"{source.label}: does not make a Nexus model: {reason_of(error)}.") from error
     config.architectures = ["NexusForCausalLM"]
     return config

@@ -8,15 +8,9 @@ from textwrap import shorten
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 BETWEEN = re.compile(r"(<!-- tree, written by docs/tree.py -->\n```text\n).*?(```\n<!-- end -->)", re.DOTALL)
-# Folder -> what it holds, where it is no package that says so itself
-FOLDERS = {
-    "tokenization": "",
-    "conversion_scripts": "",
-    "inspection": "",
-    "common": "",
+FOLDERS = "tokenization conversion_scripts inspection common examples benchmarks experiments docs tests".split()
+HOLDS = {  # those that are no packages, which say so themselves
     "examples": "Short scripts to copy",
-    "benchmarks": "",
-    "experiments": "",
     "docs": "One page per thing a user does, and results/, one page per experiment",
     "tests": "One test file per source file, in the same folders, and integration/ for the tools around",
 }
@@ -47,7 +41,7 @@ def lines(folder: Path, depth: int) -> list[tuple[str, str]]:
 
 def entry(folder: Path, depth: int) -> list[tuple[str, str]]:
     package = folder / "__init__.py"
-    return [(f"{'  ' * depth}{folder.name}/", (package.exists() and summary(package)) or FOLDERS.get(folder.name, ""))]
+    return [(f"{'  ' * depth}{folder.name}/", (package.exists() and summary(package)) or HOLDS.get(folder.name, ""))]
 
 
 def tree() -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from common.texts import smollm2
-from nexus_transformers.tokenization import CHAT_TEMPLATES, train_tokenizer
+from nexus_transformers.tokenization import CHAT_TEMPLATES, config_fields, train_tokenizer
 
 
 def convert(name: str, folder: Path) -> None:
@@ -35,22 +35,24 @@ def toy_source(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     for file in files:
         file.write_text(topics[file.stem])
-    tokenizer = train_tokenizer(files, 384, CHAT_TEMPLATES["chatml"])
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    write_toy(folder, "llama", 3, train_tokenizer(files, 384, CHAT_TEMPLATES["chatml"]))
+    return folder
+
+
+def write_toy(folder: Path, model_type: str, layers: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A tiny random model with this tokenizer."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        model_type,
+        **config_fields(tokenizer),
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,
         initializer_range=0.2,  # far from uniform attention
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder

@@ -1,5 +1,5 @@
 """
-Which form of inner attention is the default: a short comparison, `python -m experiments.forms`.
+Which form of inner attention is the default: a short comparison, `python -m experiments forms`.
 
 The paper leaves open what is between the levels (W_O, a scale) and how rotary embedding meets Eq. 7 to 9. Each form
 learns Shakespeare's works (first layer nested, or all) with the training FLOPs of a short standard run, and associative
@@ -7,8 +7,6 @@ recall with one layer. Learning rates are chosen with one seed out of the same f
 seeds. Runs are short: what holds here may not hold in long ones.
 """
 
-import math
-import random
 from argparse import Namespace
 
 import torch
@@ -17,10 +15,9 @@ from torch import nn
 from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
 
-from . import language, recall, synthetic
+from . import language, models, recall
 from .models import RotatedAtEachLevel, parameters
-from .runs import Advance, Experiment, best_by, mean_and_spread, parse
-from .trainer import silent_trainer
+from .runs import Advance, Experiment, best_by, by_settings, over_seeds
 
 BUDGET = 2.5  # CPU hours
 SEPARATE, SELF = {"inner_attention": "separate"}, {"inner_attention": "self"}
@@ -47,11 +44,8 @@ SHAPES = {
 
 
 def config(task: str, form: str, nested: int) -> NexusConfig:
-    shape = dict(SHAPES[task])
-    layers = shape.pop("layers")
-    orders = [2] * nested + [1] * (layers - nested)
-    tokens = {"bos_token_id": None, "eos_token_id": None}
-    return NexusConfig(num_layers=layers, attention_order=orders, **FORMS[form], **shape, **tokens)
+    fields = {"inner_output_projection": False} | SHAPES[task] | FORMS[form]
+    return models.config([2] * nested, fields.pop("layers"), **fields)
 
 
 def build(task: str, form: str, nested: int) -> nn.Module:
@@ -77,50 +71,19 @@ def settings(task: str, form: str, nested: int, rate: float, quick: bool, seed: 
 
 
 def one_run(run: dict, advance: Advance) -> dict:
-    torch.manual_seed(run["seed"])
     model = build(run["task"], run["form"], run["nested"])
-    result = (one_language_run if run["task"] == "language" else one_recall_run)(model, run, advance)
     flops = run["steps"] * training_flops(run["task"], run["form"], run["nested"])
+    if run["task"] == "language":
+        result = {"score": language.learn(model, run, advance)["bits_per_byte"]}
+    else:
+        fresh = torch.Generator().manual_seed(10_000 + run["seed"])
+        _, right = recall.learn(model, run, advance, TESTED, fresh)
+        result = {"accuracy": right, "score": -sum(right.values())}
     return result | {"parameters": parameters(model), "training_flops": flops}
 
 
-def one_language_run(model: nn.Module, run: dict, advance: Advance) -> dict:
-    path = language.prepare()
-    arguments = {
-        "per_device_train_batch_size": language.BATCH,
-        "per_device_eval_batch_size": language.BATCH,
-        "learning_rate": run["learning_rate"],
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": max(1, run["steps"] // 20),
-        "weight_decay": 0.1,
-        "adam_beta2": 0.95,
-    }
-    data = {
-        "train_dataset": language.blocks(path, language.TRAIN),
-        "eval_dataset": language.blocks(path, language.HELD_OUT, language.HELD_OUT_BLOCKS),
-    }
-    with silent_trainer(model, run, advance, arguments, **data) as (trainer, _):
-        trainer.train()
-        loss = trainer.evaluate()["eval_loss"]
-    return {"score": loss / language.bytes_per_token(path) / math.log(2)}  # bits per byte
-
-
-def one_recall_run(model: nn.Module, run: dict, advance: Advance) -> dict:
-    choice = random.Random(run["seed"])
-
-    def draw(generator: torch.Generator) -> synthetic.Batch:
-        return synthetic.recall(choice.randint(2, TESTED[-1]), recall.BATCH, generator)
-
-    synthetic.train(model, draw, run["steps"], run["learning_rate"], run["seed"], advance)
-    fresh = torch.Generator().manual_seed(10_000 + run["seed"])
-    right = {
-        str(size): synthetic.accuracy(model, [synthetic.recall(size, 64, fresh) for _ in range(4)]) for size in TESTED
-    }
-    return {"accuracy": right, "score": -sum(right.values())}
-
-
 def main(options: Namespace) -> dict:
-    experiment = Experiment("forms", BUDGET, options)
+    experiment = Experiment("forms", BUDGET, options, one_run, summarise)
     layers = {task: shape["layers"] for task, shape in SHAPES.items()}
     rows = [("language", form, int(form != "standard")) for form in FORMS]
     rows += [("language", form, layers["language"]) for form in EVERYWHERE]
@@ -129,41 +92,27 @@ def main(options: Namespace) -> dict:
     if options.quick:
         few = ("standard", "Eq. 12", "self, rotated at each level")
         rows, seeds = [row for row in rows if row[1] in few], SEEDS[:1]
-    records = []
     for task, form, nested in rows:  # one after another, so that each row is whole as soon as it is there
         screen = [
             settings(task, form, nested, rate, options.quick) for rate in RATES[task][: 1 if options.quick else None]
         ]
-        tried = experiment.run(f"{task}, {form}, {nested} nested: learning rates", screen, one_run)
+        tried = experiment.run(f"{task}, {form}, {nested} nested: learning rates", screen)
         (best,) = best_by(tried, "score", ("form",)).values()
-        runs = [best | {"seed": seed} for seed in seeds]
-        records += experiment.run(f"{task}, {form}, {nested} nested: seeds", runs, one_run)
-        experiment.summary = summarise(records)
-        experiment.save()
-    return experiment.finish(summarise(records))
+        experiment.run(f"{task}, {form}, {nested} nested: seeds", [best | {"seed": seed} for seed in seeds])
+    return experiment.finish()
 
 
-def summarise(records: list[dict]) -> list[dict]:
+def summarise(stages: dict[str, list[dict]]) -> list[dict]:
     """Per task, form and number of nested layers: bits per byte or accuracies over the seeds."""
-    rows: dict = {}
-    for record in records:
-        run = record["settings"]
-        rows.setdefault((run["task"], run["form"], run["nested"]), []).append(record)
+    records = [record for stage, of_stage in stages.items() if stage.endswith("seeds") for record in of_stage]
     summary = []
-    for (task, form, nested), same in rows.items():
-        row = {"task": task, "form": form, "nested": nested, "learning_rate": same[0]["settings"]["learning_rate"]}
-        results = [record["result"] for record in same]
-        row |= {"steps": same[0]["settings"]["steps"], "parameters": results[0]["parameters"]}
+    for (task, form, nested), same in by_settings(records, "task", "form", "nested").items():
+        run, result = same[0]["settings"], same[0]["result"]
+        row = {"task": task, "form": form, "nested": nested, "learning_rate": run["learning_rate"]}
+        row |= {"steps": run["steps"], "parameters": result["parameters"]}
         if task == "language":
-            row["bits_per_byte"] = mean_and_spread([result["score"] for result in results])
+            row["bits_per_byte"] = over_seeds(same, "score")
         else:
-            sizes = results[0]["accuracy"]
-            row["accuracy"] = {
-                size: mean_and_spread([result["accuracy"][size] for result in results]) for size in sizes
-            }
+            row["accuracy"] = {size: over_seeds(same, "accuracy", size) for size in result["accuracy"]}
         summary.append(row)
     return summary
-
-
-if __name__ == "__main__":
-    main(parse(__doc__))

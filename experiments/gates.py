@@ -1,5 +1,5 @@
 """
-How a pretrained model takes the forms of inner attention before any training: `python -m experiments.gates`.
+How a pretrained model takes the forms of inner attention before any training: `python -m experiments gates`.
 
 SmolLM2-135M-Instruct is converted (order 2, every layer) and all its gates are set by hand. Measured is the loss on
 Python's documentation, which the interpreter has within it, with and without W_O between the levels, and with and
@@ -16,7 +16,7 @@ from common.texts import CACHE
 from nexus_transformers import NexusForCausalLM
 
 from .converted import convert
-from .runs import Advance, Experiment, parse
+from .runs import Advance, Experiment
 
 BUDGET = 0.3  # CPU hours
 GATES = [0.02, 0.05, 0.1]
@@ -47,7 +47,7 @@ def one_run(run: dict, advance: Advance) -> dict:
 
 
 def main(options: Namespace) -> dict:
-    experiment = Experiment("gates", BUDGET, options)
+    experiment = Experiment("gates", BUDGET, options, one_run)
     name = "toy" if options.quick else "smollm2"
     convert(name, FOLDER / name)
     wanted = [
@@ -55,13 +55,9 @@ def main(options: Namespace) -> dict:
         for form in FORMS
         for gate in ([0.0] if form == SOURCE else GATES)
     ]
-    records = experiment.run("gates by hand", wanted, one_run)
+    records = experiment.run("gates by hand", wanted)
     summary: dict = {}
     for record in records:
         form, gate = record["settings"]["form"], record["settings"]["gate"]
         summary.setdefault(form, {})[str(gate)] = round(record["result"]["loss"], 4)
     return experiment.finish(summary)
-
-
-if __name__ == "__main__":
-    main(parse(__doc__))

@@ -1,5 +1,5 @@
 """
-Pointer chasing: how many hops can a model of some depth and order follow? `python -m experiments.hops`.
+Pointer chasing: how many hops can a model of some depth and order follow? `python -m experiments hops`.
 
 A text lists the edges of a random permutation; questions name a start and a number of hops from 1 to 3. All models are
 trained on all three, one after the other and then together, for the same number of steps, with a learning rate chosen
@@ -14,7 +14,7 @@ import torch
 
 from . import figures
 from .models import build, parameters, training_flops
-from .runs import Advance, Experiment, best_by, grouped, over_seeds, parse
+from .runs import Advance, Experiment, best_by, by_settings, over_seeds
 from .synthetic import NAMES as NODE_NAMES
 from .synthetic import Batch, accuracy, hops, train
 
@@ -64,7 +64,7 @@ def one_run(run: dict, advance: Advance) -> dict:
 
 
 def main(options: Namespace) -> dict:
-    experiment = Experiment("hops", BUDGET, options)
+    experiment = Experiment("hops", BUDGET, options, one_run)
     steps, rates, seeds, layers = STEPS, LEARNING_RATES, SEEDS, LAYERS
     if options.quick:
         steps, rates, seeds, layers = 10, rates[:1], seeds[:2], LAYERS[:1]
@@ -75,22 +75,18 @@ def main(options: Namespace) -> dict:
         for depth, variant in cells
         for rate in rates
     ]
-    records = experiment.run("learning rates", screen, one_run)
+    records = experiment.run("learning rates", screen)
     best = best_by(records, "mean_accuracy", ("layers", "variant"), max).values()
-    records = experiment.run("seeds", [run | {"seed": seed} for seed in seeds for run in best], one_run)
+    records = experiment.run("seeds", [run | {"seed": seed} for seed in seeds for run in best])
     report = experiment.finish({"models": summarise(records)})
     figures.hops(report, experiment.path.with_suffix(".png"), NODES)
     return report
 
 
-def kind(record: dict) -> tuple[int, str]:
-    return record["settings"]["layers"], record["settings"]["variant"]
-
-
 def summarise(records: list[dict]) -> dict[str, dict]:
     """Per model: accuracy by number of hops over the seeds, parameters, and compute over one standard layer's."""
     base, summary = records[0]["result"]["training_flops"], {}
-    for (layers, variant), same in grouped(records, kind).items():
+    for (layers, variant), same in by_settings(records, "layers", "variant").items():
         result = same[0]["result"]
         summary[f"{layers} layer{'s' if layers > 1 else ''}, {variant}"] = {
             "layers": layers,
@@ -101,7 +97,3 @@ def summarise(records: list[dict]) -> dict[str, dict]:
             "relative_compute": round(result["training_flops"] / base, 3),
         }
     return summary
-
-
-if __name__ == "__main__":
-    main(parse(__doc__))

@@ -1,6 +1,6 @@
 """
 Language modelling from scratch: which layers to nest, how deep, and what each part of the design is worth.
-`python -m experiments.language`.
+`python -m experiments language`.
 
 Models of half a million to two million parameters learn Shakespeare's works; one in six works is held out. Each variant
 is compared with the standard model twice: after as many steps (equal parameters and data), and after as many training
@@ -21,7 +21,7 @@ from nexus_transformers.tokenization import train_tokenizer
 
 from . import figures
 from .models import build, label, parameters, training_flops
-from .runs import Advance, Experiment, best_by, grouped, over_seeds, parse
+from .runs import Advance, Experiment, best_by, grouped, over_seeds
 from .trainer import silent_trainer
 
 BUDGET = 5.0  # CPU hours
@@ -116,9 +116,9 @@ def flops(size: str, variant: str | list[int], **shape) -> int:
     return training_flops(variant, fields["layers"], BATCH, LENGTH, **architecture(fields))
 
 
-def one_run(run: dict, advance: Advance) -> dict:
+def learn(model: torch.nn.Module, run: dict, advance: Advance) -> dict:
+    """The held-out loss, in nats per token and in bits per byte, and the curve of the training loss."""
     path = prepare()
-    model = build(run["variant"], run["layers"], **architecture(run))
     arguments = {
         "per_device_train_batch_size": BATCH,
         "per_device_eval_batch_size": BATCH,
@@ -136,11 +136,13 @@ def one_run(run: dict, advance: Advance) -> dict:
     with silent_trainer(model, run, advance, arguments, **data) as (trainer, curve):
         trainer.train()
         loss = trainer.evaluate()["eval_loss"]
+    return {"loss": loss, "bits_per_byte": loss / bytes_per_token(path) / math.log(2), "curve": curve}
+
+
+def one_run(run: dict, advance: Advance) -> dict:
+    model = build(run["variant"], run["layers"], **architecture(run))
     cost = training_flops(run["variant"], run["layers"], BATCH, LENGTH, **architecture(run))
-    return {
-        "loss": loss,  # nats per token
-        "bits_per_byte": loss / bytes_per_token(path) / math.log(2),
-        "curve": curve,
+    return learn(model, run, advance) | {
         "parameters": parameters(model),
         "training_flops": cost * run["steps"],
         "gates": {name: round(gate.item(), 4) for name, gate in model.gates().items()},
@@ -165,18 +167,11 @@ def nestings(layers: int) -> list[list[int]]:
 
 
 def main(options: Namespace) -> dict:
-    experiment = Experiment("language", BUDGET, options)
+    experiment = Experiment("language", BUDGET, options, one_run, summarise)
     small, medium = ("toy", "toy") if options.quick else ("small", "medium")
     rates, seeds = (LEARNING_RATES[:2], SEEDS[:1]) if options.quick else (LEARNING_RATES, SEEDS)
     prepare()
-    stages: dict[str, list[dict]] = {}
-
-    def stage(name: str, wanted: list[dict]) -> list[dict]:
-        """Stopped after any of them, the file has a summary of what is done by then."""
-        stages[name] = experiment.run(name, wanted, one_run)
-        experiment.summary = summarise(stages)
-        experiment.save()
-        return stages[name]
+    stage = experiment.run
 
     def again(name: str, size: str, variants: list[str], rates: list[float], longer: int = 1) -> None:
         """At equal compute, with a search of its own for learning rates: those of other lengths and sizes mislead."""
@@ -193,7 +188,7 @@ def main(options: Namespace) -> dict:
 
     # which layers to nest, with one seed: a map
     nested = nestings(SIZES[small]["layers"])
-    stage("map, equal compute", [settings(small, each, rate_of(each, best), compute=True) for each in nested])
+    tried = stage("map, equal compute", [settings(small, each, rate_of(each, best), compute=True) for each in nested])
 
     # longer; and larger, with learning rates scaled by width, as what is best falls with it
     again("longer", small, LONG, rates[1:], LONGER)
@@ -201,7 +196,7 @@ def main(options: Namespace) -> dict:
     again("larger", medium, FINAL, [scale * rate for rate in rates[1:]])
 
     # the winners of the map and the rivals, at equal compute, three seeds
-    ranked = sorted(stages["map, equal compute"], key=lambda record: record["result"]["loss"])
+    ranked = sorted(tried, key=lambda record: record["result"]["loss"])
     finalists = ["standard", "order 2", "looped", "inside heads", "order 2, queries only", "order 2, no inner scale"]
     finalists += [record["settings"]["variant"] for record in ranked[:3]]
     wanted = [settings(small, each, rate_of(each, best), seed, True) for seed in seeds for each in finalists]
@@ -211,7 +206,7 @@ def main(options: Namespace) -> dict:
     stage("finalists", wanted)
     stage("map, equal steps", [settings(small, each, rate_of(each, best)) for each in nested])
 
-    report = experiment.finish(summarise(stages))
+    report = experiment.finish()
     figures.language(report, experiment.path.with_suffix(".png"))
     return report
 
@@ -221,6 +216,7 @@ def summarise(stages: dict[str, list[dict]]) -> dict:
     return {
         stage: by_rate(records) if stage.endswith("learning rates") else by_model(records)
         for stage, records in stages.items()
+        if records
     }
 
 
@@ -256,7 +252,3 @@ def by_model(records: list[dict]) -> dict:
             base = groups["standard"][0]["result"]["training_flops"]
             summary[model]["relative_compute"] = round(result["training_flops"] / base, 3)
     return summary
-
-
-if __name__ == "__main__":
-    main(parse(__doc__))

@@ -15,13 +15,14 @@ import re
 import sys
 from pathlib import Path
 
+from common.report import fill
+
 from .runs import ROOT
 from .tables import BLOCKS, evidence, figure, percent, summaries
 
 REPOSITORY = ROOT.parent
 PAGES = [REPOSITORY / "RESULTS.md", *sorted((REPOSITORY / "docs" / "results").glob("*.md"))]
 EVIDENCE = REPOSITORY / "conversion_scripts" / "hub" / "evidence.md"
-GENERATED = re.compile(r"(<!-- generated: (.+?) -->\n)[^<]*(<!-- end -->)")  # a table has no "<"
 ORIGINS = re.compile(r"<!-- figures: (.+?) -->", re.DOTALL)
 NO_PROSE = re.compile(r"<!-- generated: [^<]*<!-- end -->|```.+?```|`[^`]*`|\]\([^)]*\)", re.DOTALL)
 # Percentages, decimals, numbers like 1,000 and 3e-3, and whatever has a range after it.
@@ -29,11 +30,6 @@ FIGURE = re.compile(
     r"(?<![\w.,+-])[+-]?(?:\d+ ?%|\d+\.\d+(?!\w)|\d{1,3}(?:,\d{3})+|\d+e-\d+|\d+(?= \(\S+ to \S+\)))"
     r"(?: \([^\s()]+ to [^\s()]+\))?"
 )
-
-
-def fill(text: str) -> str:
-    """A page with its tables made anew."""
-    return GENERATED.sub(lambda match: match[1] + BLOCKS[match[2]]() + "\n" + match[3], text)
 
 
 def summary(page: Path) -> dict:
@@ -83,7 +79,7 @@ def main() -> None:
     EVIDENCE.write_text(evidence() + "\n", encoding="utf-8")
     complaints = []
     for page in PAGES:
-        text = fill(page.read_text(encoding="utf-8"))
+        text = fill(page.read_text(encoding="utf-8"), BLOCKS)
         page.write_text(text, encoding="utf-8")
         wrong, _, without = wrong_figures(text, summary(page))
         complaints += [f"{page.name}: {each}" for each in wrong + [f"{each} has no origin" for each in without]]

@@ -1,5 +1,5 @@
 """
-The bottleneck that the paper names: what an attention logit can depend on. `python -m experiments.rank`.
+The bottleneck that the paper names: what an attention logit can depend on. `python -m experiments rank`.
 
 The logit between two tokens is a product of a query and a key. In one standard layer these are functions of the two
 tokens (and their distance) alone, whatever stands around them; in a nested layer they are functions of the whole text
@@ -22,7 +22,7 @@ import torch
 from . import figures
 from .models import build, parameters, training_flops
 from .recall import architecture
-from .runs import Advance, Experiment, best_by, grouped, over_seeds, parse
+from .runs import Advance, Experiment, best_by, by_settings, over_seeds
 from .synthetic import SYMBOLS, accuracy, marker, recall, train
 
 BUDGET = 1.0  # CPU hours
@@ -94,14 +94,14 @@ def one_run(run: dict, advance: Advance) -> dict:
 
 
 def main(options: Namespace) -> dict:
-    experiment = Experiment("rank", BUDGET, options)
+    experiment = Experiment("rank", BUDGET, options, one_run)
     steps, seeds, lengths, widths = (1500, 1000), SEEDS, LENGTHS, WIDTHS
     if options.quick:
         steps, seeds, lengths = (10, 10), SEEDS[:2], LENGTHS[:1]
         widths = {variant: each[:2] for variant, each in WIDTHS.items()}
     common = {"task": "recall", "size": PAIRS, "batch": BATCH, "width": 64, "steps": steps[0], "learning_rate": 4e-3}
     wanted = [common | {"variant": variant, "seed": seed} for variant in VARIANTS for seed in seeds]
-    ranks = experiment.run("ranks", wanted, one_run)
+    ranks = experiment.run("ranks", wanted)
 
     task = {"task": "marker", "batch": 128, "steps": steps[1]}
     screen = [
@@ -111,9 +111,9 @@ def main(options: Namespace) -> dict:
         for width in widths[variant]
         for rate in LEARNING_RATES
     ]
-    records = experiment.run("marker, learning rates", screen, one_run)
+    records = experiment.run("marker, learning rates", screen)
     best = best_by(records, "accuracy", ("variant", "width", "size"), max).values()
-    markers = experiment.run("marker, seeds", [run | {"seed": seed} for run in best for seed in seeds], one_run)
+    markers = experiment.run("marker, seeds", [run | {"seed": seed} for run in best for seed in seeds])
     report = experiment.finish({"ranks": summarise_ranks(ranks), "marker": summarise_marker(markers)})
     figures.rank(report, experiment.path.with_suffix(".png"))
     return report
@@ -126,14 +126,11 @@ def summarise_ranks(records: list[dict]) -> dict:
             for state in ("initial", "trained")
         }
         | {"accuracy": over_seeds(same, "accuracy")}
-        for variant, same in grouped(records, lambda record: record["settings"]["variant"]).items()
+        for (variant,), same in by_settings(records, "variant").items()
     }
 
 
 def summarise_marker(records: list[dict]) -> list[dict]:
-    def kind(record: dict) -> tuple:
-        return tuple(record["settings"][name] for name in ("size", "variant", "width"))
-
     return [
         {
             "length": size,
@@ -143,9 +140,5 @@ def summarise_marker(records: list[dict]) -> list[dict]:
             "parameters": same[0]["result"]["parameters"],
             "training_flops": same[0]["result"]["training_flops"],
         }
-        for (size, variant, width), same in grouped(records, kind).items()
+        for (size, variant, width), same in by_settings(records, "size", "variant", "width").items()
     ]
-
-
-if __name__ == "__main__":
-    main(parse(__doc__))

@@ -1,5 +1,5 @@
 """
-One layer, several hops: associative recall and induction with one and two layers, `python -m experiments.recall`.
+One layer, several hops: associative recall and induction with one and two layers, `python -m experiments recall`.
 
 In both tasks the answer stands after an earlier copy of the token that asks for it. Standard attention needs two layers
 for that (one to tell each token what came before it, one to look it up); a layer of order 2 has both in itself. All
@@ -14,7 +14,7 @@ import torch
 
 from . import figures
 from .models import build, parameters, training_flops
-from .runs import Advance, Experiment, best_by, grouped, over_seeds, parse
+from .runs import Advance, Experiment, best_by, by_settings, over_seeds
 from .synthetic import IGNORED, SYMBOLS, Batch, accuracy, induction, recall, train
 
 BUDGET = 2.5  # CPU hours
@@ -81,14 +81,8 @@ def settings(task: str, row: str, learning_rate: float, seed: int, quick: bool) 
 
 def one_run(run: dict, advance: Advance) -> dict:
     model = build(run["variant"], run["layers"], **architecture(run["width"]))
-    task, tested, choice = TASKS[run["task"]], TESTED[run["task"]], random.Random(run["seed"])
-
-    def draw(generator: torch.Generator) -> Batch:
-        return task(choice.randint(tested[0], tested[-1]), BATCH, generator)
-
-    losses = train(model, draw, run["steps"], run["learning_rate"], run["seed"], advance)
-    fresh = torch.Generator().manual_seed(10_000 + run["seed"])
-    right = {str(size): accuracy(model, [task(size, 64, fresh) for _ in range(4)]) for size in tested}
+    tested, fresh = TESTED[run["task"]], torch.Generator().manual_seed(10_000 + run["seed"])
+    losses, right = learn(model, run, advance, tested, fresh)
     tokens = (tested[0] + tested[-1]) // 2 * (2 if run["task"] == "induction" else 4)  # in the mean
     cost = training_flops(run["variant"], run["layers"], BATCH, tokens, **architecture(run["width"]))
     shown = run["task"] == "recall" and run["row"] == SHOWN and run["seed"] == SEEDS[0]
@@ -100,6 +94,19 @@ def one_run(run: dict, advance: Advance) -> dict:
         "training_flops": run["steps"] * cost,
         "example": solved_example(model, fresh) if shown else None,
     }
+
+
+def learn(
+    model: torch.nn.Module, run: dict, advance: Advance, tested: list[int], fresh: torch.Generator
+) -> tuple[list[float], dict[str, float]]:
+    """The losses, and the accuracy at the tested sizes."""
+    task, choice, trained = TASKS[run["task"]], random.Random(run["seed"]), TESTED[run["task"]]
+
+    def draw(generator: torch.Generator) -> Batch:
+        return task(choice.randint(trained[0], trained[-1]), BATCH, generator)
+
+    losses = train(model, draw, run["steps"], run["learning_rate"], run["seed"], advance)
+    return losses, {str(size): accuracy(model, [task(size, 64, fresh) for _ in range(4)]) for size in tested}
 
 
 @torch.no_grad()
@@ -119,16 +126,15 @@ def solved_example(model: torch.nn.Module, generator: torch.Generator) -> dict:
 
 
 def main(options: Namespace) -> dict:
-    experiment = Experiment("recall", BUDGET, options)
+    experiment = Experiment("recall", BUDGET, options, one_run)
     rows = [("recall", row) for row in ROWS] + [("induction", row) for row in INDUCTION_ROWS]
     rates, seeds = LEARNING_RATES, SEEDS
     if options.quick:
         rates, seeds = {task: each[:2] for task, each in rates.items()}, seeds[:2]
         rows = [(task, row) for task, row in rows if row in ("1 layer, standard", "1 layer, order 2")]
     screen = [settings(task, row, rate, seeds[0], options.quick) for task, row in rows for rate in rates[task]]
-    best = best_by(experiment.run("learning rates", screen, one_run), "mean_accuracy", ("task", "row"), max).values()
-    finals = [run | {"seed": seed} for seed in seeds for run in best]
-    records = experiment.run("seeds", finals, one_run)
+    best = best_by(experiment.run("learning rates", screen), "mean_accuracy", ("task", "row"), max).values()
+    records = experiment.run("seeds", [run | {"seed": seed} for seed in seeds for run in best])
     (shown,) = (record for record in records if record["result"]["example"])
     example = shown["result"]["example"]
     report = experiment.finish(summarise(records) | {"value_to_key": value_to_key(example)})
@@ -146,7 +152,7 @@ def value_to_key(example: dict) -> list[float]:
 def summarise(records: list[dict]) -> dict:
     """Per task and row: accuracy by size over the seeds, parameters, and training compute over the standard layer's."""
     summary: dict = {}
-    for (task, row), same in grouped(records, lambda each: (each["settings"]["task"], each["settings"]["row"])).items():
+    for (task, row), same in by_settings(records, "task", "row").items():
         run, result = same[0]["settings"], same[0]["result"]
         if task not in summary:  # whose first row is one standard layer
             base = result["training_flops"]
@@ -157,7 +163,3 @@ def summarise(records: list[dict]) -> dict:
             "relative_compute": round(result["training_flops"] / base, 3),
         }
     return summary
-
-
-if __name__ == "__main__":
-    main(parse(__doc__))

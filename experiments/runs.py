@@ -36,19 +36,18 @@ Settings = dict
 Advance = Callable[[float], None]  # takes the share of a run that is done
 
 
-def parse(description: str, names: list[str] | None = None) -> argparse.Namespace:
-    """The command line that all experiments have; with `names` also which of them to run."""
+def parse(description: str, names: list[str]) -> argparse.Namespace:
+    """The command line: which of the experiments `names` to run, and how."""
     parser = argparse.ArgumentParser(description=description.strip(), formatter_class=argparse.RawTextHelpFormatter)
-    if names:
-        parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; by default all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; by default all")
     parser.add_argument("--quick", action="store_true", help="toy sizes, to .cache/evidence-quick")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each")
     parser.add_argument("--out", type=Path, help="folder of the results")
     options = parser.parse_args()
     options.out = options.out or (QUICK if options.quick else RESULTS)
-    unknown = [name for name in (options.names if names else []) if name not in names]
-    if unknown:
-        parser.error(f"no experiment {unknown[0]!r}; there are {', '.join(names)}")
+    for name in options.names:
+        if name not in names:
+            parser.error(f"no experiment {name!r}; there are {', '.join(names)}")
     return options
 
 
@@ -60,15 +59,24 @@ class Experiment:
         name: Of the results, NAME.json and NAME.png.
         budget: CPU hours that all runs together are meant to take; stated in the file beside those they took.
         options: From `parse`.
+        one_run: `one_run(settings, advance)` makes a run, in a process of its own with one thread, and returns its
+            result.
+        summarise: Makes the summary, of the records of each stage, whenever a stage ends or is stopped.
     """
 
-    def __init__(self, name: str, budget: float, options: argparse.Namespace):
-        self.name, self.budget, self.options = name, budget, options
+    def __init__(
+        self,
+        name: str,
+        budget: float,
+        options: argparse.Namespace,
+        one_run: Callable[[Settings, Advance], dict],
+        summarise: Callable[[dict[str, list[dict]]], dict] | None = None,
+    ):
+        self.name, self.budget, self.options, self.one_run, self.summarise = name, budget, options, one_run, summarise
         self.path = options.out / f"{name}.json"
-        self.summary: dict = {}
-        self.finished = False
+        self.summary, self.finished, self.heading = {}, False, {}
         self.records: list[dict] = []
-        self.heading: dict = {}
+        self.stages: dict[str, list[dict]] = {}
         self.wanted: list[Settings] = []
         self.console = Console(highlight=False)
         if self.path.exists():
@@ -79,23 +87,25 @@ class Experiment:
             except (ValueError, KeyError):
                 sys.exit(f"{self.path} is not a results file of an experiment; move it away and run again.")
 
-    def run(self, stage: str, wanted: list[Settings], function: Callable[[Settings, Advance], dict]) -> list[dict]:
-        """
-        The records of the wanted runs, in their order: {"settings", "result", "cpu_seconds", "date"}.
-
-        `function(settings, advance)` makes one, in a process of its own with one thread, and returns its result.
-        """
+    def run(self, stage: str, wanted: list[Settings]) -> list[dict]:
+        """The records of the wanted runs, in their order: {"settings", "result", "cpu_seconds", "date"}."""
         self.wanted += wanted
         missing = [settings for settings in wanted if self.find(settings) is None]
         self.console.print(f"[bold]{self.name}[/]: {stage}, {len(wanted)} runs, {len(missing)} to make")
-        if missing:
-            self.make(stage, missing, function)
-        return [self.find(settings) for settings in wanted]
+        try:
+            if missing:
+                self.make(stage, missing)
+        finally:
+            self.stages[stage] = [record for settings in wanted if (record := self.find(settings))]
+            if self.summarise:
+                self.summary = self.summarise(self.stages)
+                self.save()
+        return self.stages[stage]
 
     def find(self, settings: Settings) -> dict | None:
         return next((record for record in self.records if record["settings"] == settings), None)
 
-    def make(self, stage: str, missing: list[Settings], function: Callable) -> None:
+    def make(self, stage: str, missing: list[Settings]) -> None:
         self.heading = heading("cpu")
         self.heading["device"]["threads"] = 1  # of each worker
         workers, queue = pool(self.options.workers)
@@ -103,7 +113,7 @@ class Experiment:
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, MofNCompleteColumn(), console=self.console) as progress:
             bar = progress.add_task(stage, total=len(missing))
-            pending = {workers.submit(make_one, function, each, i): each for i, each in enumerate(missing)}
+            pending = {workers.submit(make_one, self.one_run, each, i): each for i, each in enumerate(missing)}
             try:
                 while pending:
                     finished, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
@@ -136,10 +146,13 @@ class Experiment:
         }
         write(self.path, dumps(report))
 
-    def finish(self, summary: dict) -> dict:
-        """Keeps the wanted runs and their summary, and returns the report; its date stays that of the last run."""
+    def finish(self, summary: dict | None = None) -> dict:
+        """
+        Keeps the wanted runs and their summary, by default that of `summarise`, and returns the report; its date stays
+        that of the last run.
+        """
         self.records = [record for record in self.records if record["settings"] in self.wanted]
-        self.summary, self.finished = summary, True
+        self.summary, self.finished = self.summary if summary is None else summary, True
         self.save()
         report = json.loads(self.path.read_text())
         self.console.print(f"{self.name}: {report['cpu_hours']} CPU hours (budget {self.budget}), {self.path}")
@@ -213,14 +226,15 @@ def grouped(found: list[dict], name: Callable[[dict], Hashable]) -> dict[Hashabl
     return groups
 
 
+def by_settings(records: list[dict], *names: str) -> dict[tuple, list[dict]]:
+    """The records for each combination of these settings."""
+    return grouped(records, lambda record: tuple(record["settings"][name] for name in names))
+
+
 def best_by(records: list[dict], figure: str, groups: tuple[str, ...], choose: Callable = min) -> dict[tuple, dict]:
     """For each combination of the settings named in `groups`, the settings of the run with the best figure."""
-    same = grouped(records, lambda record: tuple(hashable(record["settings"][group]) for group in groups))
-    return {key: choose(tried, key=lambda record: record["result"][figure])["settings"] for key, tried in same.items()}
-
-
-def hashable(value):
-    return tuple(value) if isinstance(value, list) else value
+    same = by_settings(records, *groups).items()
+    return {key: choose(tried, key=lambda record: record["result"][figure])["settings"] for key, tried in same}
 
 
 def over_seeds(same: list[dict], *keys: str) -> dict:

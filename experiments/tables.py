@@ -81,21 +81,13 @@ def state() -> str:
     return table("| experiment | runs | CPU hours | budget |", rows)
 
 
-def recall(task: str, sizes: tuple[str, str], unit: str) -> str:
+def answers(experiment: str, models: str, tested: dict[str, str]) -> str:
+    """`tested`: key of the results -> head of the column."""
     rows = [
-        [name, *(percent(row["accuracy"][size]) for size in sizes), *costs(row)]
-        for name, row in summaries()["recall"][task].items()
+        [name, *(percent(row["accuracy"][key]) for key in tested), *costs(row)]
+        for name, row in summaries()[experiment][models].items()
     ]
-    columns = " | ".join(f"{size} {unit}" for size in sizes)
-    return table(f"| answers right | {columns} | rate | parameters | training FLOPs |", rows)
-
-
-def hops() -> str:
-    rows = [
-        [name, *map(percent, row["accuracy"].values()), *costs(row)]
-        for name, row in summaries()["hops"]["models"].items()
-    ]
-    return table("| answers right | 1 hop | 2 hops | 3 hops | rate | parameters | training FLOPs |", rows)
+    return table(f"| answers right | {' | '.join(tested.values())} | rate | parameters | training FLOPs |", rows)
 
 
 def ranks() -> str:
@@ -221,9 +213,9 @@ def evidence() -> str:
 
 BLOCKS = {
     "state": state,
-    "recall": partial(recall, "recall", ("8", "32"), "pairs"),
-    "induction": partial(recall, "induction", ("16", "64"), "tokens"),
-    "hops": hops,
+    "recall": partial(answers, "recall", "recall", {"8": "8 pairs", "32": "32 pairs"}),
+    "induction": partial(answers, "recall", "induction", {"16": "16 tokens", "64": "64 tokens"}),
+    "hops": partial(answers, "hops", "models", {"1": "1 hop", "2": "2 hops", "3": "3 hops"}),
     "ranks": ranks,
     "marker": marker,
     **{stage: partial(language, stage) for stage in ("ablation", "finalists", "longer", "larger")},

@@ -12,7 +12,7 @@ from ..conversion_scripts.checkpoint.open import locate, open_nexus
 from ..conversion_scripts.checkpoint.place import is_utf8
 from ..conversion_scripts.checkpoint.plan import check_tensors
 from ..conversion_scripts.progress import quiet_when_piped
-from ..errors import InspectionError, reason_of
+from ..errors import InspectionError, reason_of, told_as
 from ..modeling_nexus import NexusPreTrainedModel
 from ..tokenization.carry_over import TOKENIZER_FILES, class_of, tokenizer_file
 
@@ -49,13 +49,9 @@ def open_tokenizer(folder: Path, label: str) -> PreTrainedTokenizerBase:
         raise InspectionError(
             f"{label}: has no tokenizer, so a prompt cannot be read; save one there with tokenizer.save_pretrained."
         )
-    try:
+    with told_as(InspectionError, f"{label}: its tokenizer cannot be read ({{reason}})."):
         bounded(class_of, folder, raises=InspectionError)  # loading it ends, and so will the next time
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except InspectionError:
-        raise
-    except Exception as error:  # the reader of every format has exceptions of its own
-        raise InspectionError(f"{label}: its tokenizer cannot be read ({reason_of(error)}).") from error
 
 
 def open_gates(model: NexusPreTrainedModel, value: float) -> None:
@@ -136,11 +132,7 @@ def check_ids(ids: list[int], generate: int, config) -> None:
 
 
 def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """The text of every token, its leading space included."""
-    return bounded(decoded, tokenizer, ids, raises=InspectionError)
-
-
-def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    """The text of every token, its leading space included. Runs in a process of its own."""
     step(f"{tokenizer_file(Path(tokenizer.name_or_path))}: decoding tokens with it")
     pieces = []
     for token_id in ids:

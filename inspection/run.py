@@ -5,10 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..bounded import bounded
 from ..configuration_nexus import BRANCHES
 from ..conversion_scripts.checkpoint.output import staged_output
 from ..conversion_scripts.checkpoint.place import check_output, expanded, output_path
 from ..conversion_scripts.progress import console
+from ..errors import InspectionError
 from ..modeling_nexus import NexusPreTrainedModel
 from .collect import LayerView, check_size, collect
 from .figures import figures, most_changed
@@ -67,7 +69,7 @@ def inspect(
         views = collect(loaded, ids)
     facts = {
         "model": name_of(model),
-        "tokens": pieces_of(tokenizer, ids[0].tolist()),
+        "tokens": bounded(pieces_of, tokenizer, ids[0].tolist(), raises=InspectionError),
         "prompt_tokens": prompt_ids.shape[1],
         "gates": gates_of(loaded),
         "gates_set_to": gates,

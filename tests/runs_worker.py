@@ -21,10 +21,10 @@ def one_run(run, advance):
 
 
 def main(options, wishes, seconds):
-    experiment = Experiment("little", 0.1, options)
+    experiment = Experiment("little", 0.1, options, one_run)
     log = str(options.out / "log")
     wanted = [{"wish": wish, "seed": 0, "seconds": seconds, "log": log} for wish in wishes]
-    records = experiment.run("stage", wanted, one_run)
+    records = experiment.run("stage", wanted)
     experiment.finish({"lengths": [record["result"]["length"] for record in records]})
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..bounded import bounded, step
-from ..errors import TokenizerError, reason_of
+from ..errors import TokenizerError, told_as
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -94,13 +94,9 @@ def rebuild_gguf_tokenizer(folder: Path, gguf_file: str, target: Path) -> list[s
 
 def rebuild(folder: Path, gguf_file: str, target: Path) -> list[str]:
     step(f"{folder / gguf_file}: rebuilding its tokenizer")
-    try:
+    failure = f"{folder / gguf_file}: Transformers cannot read its tokenizer ({{reason}}). Convert the original "
+    with told_as(TokenizerError, failure + "checkpoint, in safetensors, instead."):
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
-    except Exception as error:  # the reader of every format has exceptions of its own
-        raise TokenizerError(
-            f"{folder / gguf_file}: Transformers cannot read its tokenizer ({reason_of(error)}). Convert the original "
-            "checkpoint, in safetensors, instead."
-        ) from error
     before = set(target.iterdir())
     save_tokenizer(tokenizer, target)
     return sorted(file.name for file in set(target.iterdir()) - before)

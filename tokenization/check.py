@@ -86,7 +86,8 @@ def compare(kind: str, places: dict[str, dict[str, int | list[int] | None]], voc
     Warnings about one kind of special token. Several end tokens in one place agree with one of them in another. A place
     that is silent agrees with the others, except for the tokenizer, which cannot then make the token.
     """
-    ids = {place: as_set(values[kind]) for place, values in places.items()}
+    said = {place: values[kind] for place, values in places.items()}
+    ids = {place: set(each if isinstance(each, list) else [each]) - {None} for place, each in said.items()}
     warnings = [
         f"{kind}_token_id: {place} has {show(named)}, but the ids of the embedding are 0 to {vocab_size - 1}."
         for place, named in ids.items()
@@ -107,12 +108,6 @@ def token_ids(file: Path, content: dict[str, Any], kind: str) -> int | list[int]
     if value is not None and not all(isinstance(id_, int) for id_ in (value if isinstance(value, list) else [value])):
         raise TokenizerError(f"{file}: {kind}_token_id={value!r} is not an id or a list of ids.")
     return value
-
-
-def as_set(value: int | list[int] | None) -> set[int]:
-    if value is None:
-        return set()
-    return set(value) if isinstance(value, list) else {value}
 
 
 def show(ids: set[int]) -> str:

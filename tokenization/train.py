@@ -7,13 +7,14 @@ Transformers, whose folder needs no code of ours.
 """
 
 import re
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ..errors import TokenizerError, reason_of
+from ..errors import TokenizerError, reason_of, told_as
 
 PADDING, END_OF_TEXT, TURN_END, TURN_START = "<|pad|>", "<|endoftext|>", "<|im_end|>", "<|im_start|>"
 # In this order, `bos_token_id` and `eos_token_id` of a tokenizer that chats are the defaults of NexusConfig, 1 and 2.
@@ -131,10 +132,8 @@ def wrap(bpe: Tokenizer, chat_template: str | None, model_max_length: int | None
     )
     if chat_template is not None:
         tokenizer.chat_template = chat_template
-        try:
+        with told_as(TokenizerError, "chat template: does not render a user's message ({reason})."):
             chat = tokenizer.apply_chat_template([{"role": "user", "content": "Good morning"}], tokenize=False)
-        except Exception as error:  # a template is a program: anything may go wrong in it
-            raise TokenizerError(f"chat template: does not render a user's message ({reason_of(error)}).") from error
         if "Good morning" not in chat:
             raise TokenizerError("chat template: leaves out what the user says; is this a Jinja chat template?")
     return tokenizer
@@ -156,14 +155,14 @@ def read_pieces(file: Path, progress: Callable[[int], None]) -> Iterator[str]:
     The text of a file in pieces, cut only where `WORDS` cuts in any case: training on the pieces is training on the
     whole. Only where there is no such place for `PIECE` bytes, a piece ends anywhere.
     """
-    offset, tail, text = 0, b"", ""
+    decoder, offset, text, block = getincrementaldecoder("utf-8")(), 0, "", None
     try:
         with file.open("rb") as stream:
-            while block := stream.read(PIECE):
-                decoded, tail = decode(file, tail + block, offset - len(tail))
+            while block != b"":
+                block, unfinished = stream.read(PIECE), len(decoder.getstate()[0])
+                text += decoder.decode(block, final=not block)
                 offset += len(block)
-                text += decoded
-                cut = LAST_CUT.match(text)
+                cut = LAST_CUT.match(text) if block else None
                 end = cut.end() if cut else len(text)
                 if end:
                     yield text[:end]
@@ -171,25 +170,10 @@ def read_pieces(file: Path, progress: Callable[[int], None]) -> Iterator[str]:
                 progress(len(block))
     except OSError as error:
         raise TokenizerError(f"{file}: cannot be read ({reason_of(error)}).") from error
-    if tail:
-        raise not_utf8(file, offset - len(tail))
-    if text:
-        yield text
+    except UnicodeDecodeError as error:
+        place = offset - unfinished + error.start
+        raise TokenizerError(f"{file}: is not UTF-8 at byte {place}; convert it, for example with iconv.") from error
 
 
 # The last place before a space that follows a word, or after a line break that a word follows.
 LAST_CUT = re.compile(r".*(?:(?<=\S)(?= )|(?<=\n)(?=\S))", re.DOTALL)
-
-
-def decode(file: Path, data: bytes, offset: int) -> tuple[str, bytes]:
-    """`data`, which stands at `offset` of the file, as text, and the bytes at its end that begin another character."""
-    try:
-        return data.decode("utf-8"), b""
-    except UnicodeDecodeError as error:
-        if error.reason != "unexpected end of data":
-            raise not_utf8(file, offset + error.start) from error
-        return data[: error.start].decode("utf-8"), data[error.start :]
-
-
-def not_utf8(file: Path, offset: int) -> TokenizerError:
-    return TokenizerError(f"{file}: is not UTF-8 at byte {offset}; convert it, for example with iconv.")

@@ -8,12 +8,7 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from ...errors import CheckpointError, NexusError, reason_of
 from .files import INDEX_FILE, LICENCE_FILES, SINGLE_FILE, read_json

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
-from ...errors import CheckpointError, reason_of
+from ...errors import CheckpointError, told_as
 from ..progress import quiet_when_piped
 
 ROPE_FACTORS = "rope_freqs.weight"  # by which Llama 3.1's rotary frequencies are divided
@@ -48,7 +48,7 @@ def read_gguf(file: Path) -> tuple[PreTrainedModel, bool, list[str]]:
         raise CheckpointError(
             f"{file}: reading GGUF needs the package gguf: pip install 'nexus-transformers[gguf]'."
         ) from error
-    try:
+    with told_as(CheckpointError, f"{file}: Transformers cannot read this GGUF file ({{reason}})."):
         reader = GGUFReader(file)
         fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
         tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -57,10 +57,6 @@ def read_gguf(file: Path) -> tuple[PreTrainedModel, bool, list[str]]:
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
             )
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{file}: Transformers cannot read this GGUF file ({reason_of(error)}).") from error
     check_tensors(file, tensors, model, fields["general.architecture"])
     check_keys(file, fields, model.config)
     if ROPE_FACTORS in tensors:

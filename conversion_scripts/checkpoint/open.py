@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig
 
 from ...configuration_nexus import AUTO_MAP, NexusConfig
-from ...errors import CheckpointError, NexusError, reason_of
+from ...errors import CheckpointError, NexusError, told_as
 from ..families import Family, family_of
 from .code import check_config
 from .download import download
@@ -100,10 +100,8 @@ def open_nexus(folder: Path, label: str | None = None, revision: str | None = No
             f"{label} OUT."
         )
     check_config(folder / "config.json", raw)
-    try:
+    with told_as(CheckpointError, f"{folder / 'config.json'}: {{reason}}."):
         config = NexusConfig.from_dict(raw)
-    except Exception as error:  # of a value that nobody expects, it may be any
-        raise CheckpointError(f"{folder / 'config.json'}: {reason_of(error)}.") from error
     return Nexus(**vars(open_checkpoint(label, folder, revision, raw)), config=config)
 
 
@@ -124,10 +122,8 @@ def open_safetensors(label: str, folder: Path, revision: str | None) -> Source:
     check_config(folder / "config.json", raw_config)
     family = family_of(raw_config.get("model_type"))
     checkpoint = with_prefix(open_checkpoint(label, folder, revision, raw_config), family)
-    try:
+    with told_as(CheckpointError, f"{folder / 'config.json'}: Transformers rejects it ({{reason}})."):
         config = AutoConfig.for_model(**raw_config)
-    except Exception as error:
-        raise CheckpointError(f"{folder / 'config.json'}: Transformers rejects it ({reason_of(error)}).") from error
     if config.tie_word_embeddings:
         name_tied(checkpoint, family)
     return Source(**vars(checkpoint), family=family, config=config)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from ... import modeling_nexus
 from ...configuration_nexus import NexusConfig
-from ...errors import CheckpointError, ConversionError, reason_of
+from ...errors import CheckpointError, ConversionError, told_as
 from ...modeling_nexus import NexusForCausalLM, is_gate
 from ..families import Family
 from .added import initial, is_nesting
@@ -108,15 +108,10 @@ def check_tensors(nexus: Nexus, architecture: str) -> None:
 
 def shapes_of_model(make: Any, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Its state dict, on the meta device."""
-    try:
-        with torch.device("meta"):
-            model = make()
-    except Exception as error:  # sizes, rotary settings: what comes of odd ones is an error of any kind
-        raise CheckpointError(
-            f"{checkpoint.folder / 'config.json'}: no model can be made with these sizes and settings "
-            f"({reason_of(error, 200)})."
-        ) from error
-    return model.state_dict()
+    file = checkpoint.folder / "config.json"
+    failure = f"{file}: no model can be made with these sizes and settings ({{reason}})."
+    with told_as(CheckpointError, failure), torch.device("meta"):
+        return make().state_dict()
 
 
 def check_shape(checkpoint: Checkpoint, name: str, actual: torch.Tensor, expected: torch.Tensor) -> None:

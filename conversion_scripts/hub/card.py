@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ...errors import HubError, reason_of
+from ...errors import HubError, reason_of, told_as
 from ..checkpoint.files import CARD_FILE, REPORT_FILE, read_json, write_text
 
 TEMPLATE = Path(__file__).parents[2] / "model_card.md"
@@ -159,11 +159,9 @@ def card_for_repository(folder: Path, repo_id: str) -> bytes:
         ) from None
     except UnicodeDecodeError as error:
         raise HubError(f"{file}: is not UTF-8 text ({reason_of(error)}).") from error
-    try:
+    with told_as(HubError, f"{file}: its metadata are not valid ({{reason}})."):
         if not ModelCard(text).data.to_dict():
             raise ValueError("there are none between two lines of ---")
-    except Exception as error:  # YAML is anything
-        raise HubError(f"{file}: its metadata are not valid ({reason_of(error)}).") from error
     in_code = False
     for number, line in enumerate(text.splitlines(), 1):
         in_code ^= line.lstrip().startswith("```")

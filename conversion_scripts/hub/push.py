@@ -12,16 +12,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelInfo
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,  # of the HTTP client that huggingface_hub uses, which is not the same one in all its releases
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import HfApi, ModelInfo, errors
 from huggingface_hub.utils import filter_repo_objects, logging, validate_repo_id
 
 from ...errors import HubError, NexusError, reason_of
@@ -100,13 +91,12 @@ def push(
 def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
-        valid = repo_id.count("/") == 1
-    except HFValidationError:
-        valid = False
-    if not valid:
+        if "/" not in repo_id:
+            raise errors.HFValidationError
+    except errors.HFValidationError:
         raise HubError(
             f"{repo_id}: is not the name of a repository; give USER/NAME, of letters, digits, '-', '_' and '.'."
-        )
+        ) from None
 
 
 def check_temporary_space(upload: Upload) -> None:
@@ -126,9 +116,9 @@ def find_repository(api: HfApi, repo_id: str, private: bool) -> ModelInfo | None
         api.whoami()
         try:
             info = api.model_info(repo_id)
-        except GatedRepoError:  # a RepositoryNotFoundError too, but the repository is there
+        except errors.GatedRepoError:  # a RepositoryNotFoundError too, but the repository is there
             raise
-        except RepositoryNotFoundError:
+        except errors.RepositoryNotFoundError:
             return None
         model_type = (info.config or {}).get("model_type")
     if model_type not in (None, "nexus"):
@@ -157,12 +147,12 @@ def failures_of_the_hub(repo_id: str) -> Iterator[None]:
 
 def describe_failure(repo_id: str, error: BaseException) -> str:
     again = "Run the same command again: what has already arrived is not sent twice."
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if isinstance(error, OfflineModeIsEnabled):
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    if isinstance(error, errors.OfflineModeIsEnabled):
         return "The Hub cannot be reached: HF_HUB_OFFLINE is set."
-    if isinstance(error, LocalTokenNotFoundError):
+    if isinstance(error, errors.LocalTokenNotFoundError):
         return "Not logged in to the Hub: run `hf auth login`, or set HF_TOKEN."
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         return f"{repo_id}: is gated on the Hub, and this account has no access; ask for it on its page."
     if status == 401:
         return "The Hub does not accept the token: log in again with `hf auth login`, or correct HF_TOKEN if it is set."
@@ -179,7 +169,8 @@ def describe_failure(repo_id: str, error: BaseException) -> str:
         )
     if isinstance(error, ValueError) and str(error).startswith("Invalid metadata"):  # before anything is sent
         return f"{repo_id}: the Hub does not accept the card ({reason_of(error)}); correct README.md."
-    if isinstance(error, HTTPError | OSError | RuntimeError):
+    # The former is that of the HTTP client, which is not the same one in all releases of huggingface_hub.
+    if isinstance(error, errors.HTTPError | OSError | RuntimeError):
         return f"{repo_id}: the connection to the Hub failed ({reason_of(error)}). {again}"
     return (
         f"{repo_id}: the Hub's answer is not of the form that was expected ({type(error).__name__}: "

@@ -24,7 +24,6 @@ def run_isolated(
     script: str,
     request: dict[str, Any],
     failure: str,
-    beside: tuple[str, ...] = (),
     seconds: float | None = None,
     prepare: Callable[[Path], None] = lambda scratch: None,
     **environment: str,
@@ -33,8 +32,8 @@ def run_isolated(
     Runs `script`, a file of this folder, as `python script REQUEST.json RESULT.json` and returns the result.
 
     Args:
-        script: file name. It is copied to an empty folder with isolated_parent.py, bounded.py and the files `beside`
-            it, which are all that it may import besides torch and transformers.
+        script: file name. It is copied to an empty folder with bounded.py and the files isolated_*.py, which are all
+            that it may import besides torch and transformers.
         request: what the script reads. Paths in it must be absolute.
         failure: begins the message if the script fails, for example "out: could not be loaded".
         seconds: after which it is given up.
@@ -48,9 +47,9 @@ def run_isolated(
         request_file, result_file = Path(scratch) / "request.json", Path(scratch) / "result.json"
         prepare(Path(scratch))
         write_json(request_file, request)
-        for file in (script, *beside, "isolated_parent.py"):
-            shutil.copy(Path(__file__).parent / file, scratch)
-        shutil.copy(bounded.__file__, scratch)
+        here = Path(__file__).parent
+        for file in (here / script, *here.glob("isolated_*.py"), bounded.__file__):
+            shutil.copy(file, scratch)
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         # Not HF_HOME: the token is kept there.
         caches = {f"HF_{name}_CACHE": f"{scratch}/{name}" for name in ("HUB", "MODULES", "XET")}

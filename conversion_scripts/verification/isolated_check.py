@@ -26,23 +26,9 @@ if __name__ == "__main__":  # only then they lie there
 
     end_with_parent()
 
+import isolated_probes as probes  # noqa: E402
 import torch  # noqa: E402
-from isolated_controls import controls, middle_layer  # noqa: E402
-from isolated_probes import (  # noqa: E402
-    AFFORDED,
-    BEYOND,
-    LAYERWISE,
-    LENGTH,
-    MESSAGES,
-    NEW_TOKENS,
-    PASSAGES,
-    PROMPTS,
-    english,
-    passages,
-    templates,
-    thresholds,
-    tokens,
-)
+from isolated_controls import controls, from_the_middle  # noqa: E402
 from transformers import (  # noqa: E402
     AutoConfig,
     AutoModelForCausalLM,
@@ -78,7 +64,7 @@ def logits_of(model, batches: list[list[int]], long: list[int]) -> tuple[list[to
     padded = model(ids, attention_mask=mask, position_ids=positions, return_dict=True).logits
     outputs += [padded[0], padded[1, padding:]]
     if long:
-        outputs.append(model(torch.tensor([long]), logits_to_keep=2 * BEYOND, return_dict=True).logits[0])
+        outputs.append(model(torch.tensor([long]), logits_to_keep=2 * probes.BEYOND, return_dict=True).logits[0])
     return outputs, [state[0] for state in first.hidden_states]
 
 
@@ -168,7 +154,7 @@ def device_map(config, attn_implementation: str, trust_remote_code: bool) -> dic
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
         )
-    middle = f".layers.{middle_layer(config)}."
+    middle = f".layers.{from_the_middle(config)[0]}."
     return {
         name: "disk" if isinstance(module, torch.nn.Linear | torch.nn.Embedding) and middle not in name else "cpu"
         for name, module in model.named_modules()
@@ -191,14 +177,14 @@ def read_tokenizers(request: dict) -> dict:
     """
     with failing("source"):
         source = request["source"]
-        step(f"{file_of(source, request['gguf_file'] or '', *TOKENIZER)}: loading this tokenizer")
-        expected = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf_file(request))
+        step(f"{file_of(source, request['gguf'].get('gguf_file', ''), *TOKENIZER)}: loading this tokenizer")
+        expected = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **request["gguf"])
     with failing("result"):
         actual, vocab_size = tokenizer_of_target(request)
         result = compare_tokenizers(expected, actual)
-        chat = result.pop("chat", None) or PROMPTS[0]
+        chat = result.pop("chat", None) or probes.PROMPTS[0]
         step(f"{file_of(actual.name_or_path, *TOKENIZER)}: tokenizing text with it")
-        return result | {"prompt": tokens(actual, chat, vocab_size), "texts": english(actual, vocab_size)}
+        return result | {"prompt": probes.tokens(actual, chat, vocab_size), "texts": probes.english(actual, vocab_size)}
 
 
 def tokenizer_of_target(request: dict):
@@ -223,7 +209,7 @@ def compare_tokenizers(expected, actual) -> dict:
     """What both make of the prompts and of a chat. What the source's own cannot do is skipped, and noted."""
     result, skipped = {}, []
     step(f"{file_of(expected.name_or_path, *TOKENIZER)}: tokenizing text with it")
-    for prompt in PROMPTS:
+    for prompt in probes.PROMPTS:
         try:
             ids = expected(prompt)["input_ids"]
         except MemoryError:
@@ -234,7 +220,7 @@ def compare_tokenizers(expected, actual) -> dict:
         if actual(prompt)["input_ids"] != ids:
             result["tokens_differ"] = prompt
             break
-    for name in templates(expected):
+    for name in probes.templates(expected):
         try:
             rendered = render(expected, name)
         except MemoryError:
@@ -242,10 +228,10 @@ def compare_tokenizers(expected, actual) -> dict:
         except Exception as error:
             skipped.append(f"chat template{'' if name is None else ' ' + name} ({sentence(error)})")
             continue
-        if name not in templates(actual) or not renders_as(actual, expected, name, rendered):
+        if name not in probes.templates(actual) or not renders_as(actual, expected, name, rendered):
             result["chat_differs"] = True
         result.setdefault("chat", rendered)
-    if not templates(expected) and templates(actual):
+    if not probes.templates(expected) and probes.templates(actual):
         result["chat_differs"] = True
     return result | {"skipped": skipped}
 
@@ -262,23 +248,23 @@ def render(tokenizer, name: str | None) -> str:
     file = file_of(tokenizer.name_or_path, f"additional_chat_templates/{name}.jinja", *TEMPLATE)
     step(f"{file}: rendering a chat with it")
     options = {} if name is None else {"chat_template": name}
-    return tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True, **options)
+    return tokenizer.apply_chat_template(probes.MESSAGES, tokenize=False, add_generation_prompt=True, **options)
 
 
 def compare_models(request: dict, prompt: list[int], texts: list[list[int]]) -> dict:
     """Loads the source, then the result, and runs both on the same tokens: random ones, `texts`, and after `prompt`."""
     layer_by_layer = request["layer_by_layer"]
-    count, longest, new_tokens = LAYERWISE if layer_by_layer else (PASSAGES, LENGTH, NEW_TOKENS)
+    count, longest, new_tokens = probes.LAYERWISE if layer_by_layer else probes.WHOLE
     result = {"dtype": request["dtype"], "skipped": []}
 
     with failing("source"):
-        source = load(request, request["source"], trust_remote_code=False, **gguf_file(request))
+        source = load(request, request["source"], trust_remote_code=False, **request["gguf"])
         vocab_size = source.config.vocab_size
         length = max(min(longest, source.config.max_position_embeddings - new_tokens), 2)
-        batches = passages(texts, vocab_size, count, length)
+        batches = probes.passages(texts, vocab_size, count, length)
         prompt = prompt[:length] or batches[0][:8]
-        afforded = AFFORDED / source.num_parameters()
-        lengths = {name: start + BEYOND for name, start in thresholds(source.config).items()}
+        afforded = probes.AFFORDED / source.num_parameters()
+        lengths = {name: start + probes.BEYOND for name, start in probes.thresholds(source.config).items()}
         reached = {name: end for name, end in lengths.items() if length < end <= afforded}
         result["run_past"] = sorted(name for name, end in lengths.items() if end <= max(length, *reached.values(), 0))
         result["not_run_past"] = sorted(lengths.keys() - result["run_past"])
@@ -326,10 +312,6 @@ def compare_models(request: dict, prompt: list[int], texts: list[list[int]]) -> 
         enough = request["control_tolerance"] * result["max_abs_logit"]
         result["negative_controls"] = controls(model, difference, enough)
     return result
-
-
-def gguf_file(request: dict) -> dict:
-    return {"gguf_file": request["gguf_file"]} if request["gguf_file"] else {}
 
 
 class Failed(Exception):

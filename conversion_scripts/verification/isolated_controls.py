@@ -8,17 +8,10 @@ from collections.abc import Callable
 import torch
 
 
-def number_of_layers(config) -> int:
-    return getattr(config, "num_layers", config.num_hidden_layers)  # of Nexus, of others
-
-
-def middle_layer(config) -> int:
-    return number_of_layers(config) // 2
-
-
 def from_the_middle(config) -> list[int]:
     """All layers, that in the middle first: it may be one that does nothing, as inserted layers do at first."""
-    return sorted(range(number_of_layers(config)), key=lambda layer: abs(layer - middle_layer(config)))
+    number = getattr(config, "num_layers", config.num_hidden_layers)  # of Nexus, of others
+    return sorted(range(number), key=lambda layer: abs(layer - number // 2))
 
 
 @torch.no_grad()

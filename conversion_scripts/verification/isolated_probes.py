@@ -18,7 +18,7 @@ PROMPTS = [
 ]
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 TOPICS = ["class", "exceptions", "operator-summary", "typesseq-common", "execmodel", "lambda"]
-PASSAGES, LENGTH, NEW_TOKENS = 4, 256, 24
+WHOLE = PASSAGES, LENGTH, NEW_TOKENS = 4, 256, 24
 LAYERWISE = 2, 32, 3  # the same, where every pass reads all weights from the disk
 BEYOND = 32  # tokens past a window, or past the length that a rotary embedding was made for
 AFFORDED = 2e12  # parameters times tokens of that pass

@@ -26,7 +26,6 @@ from ..progress import bytes_bar, console
 from .isolated import run_isolated
 
 FUSED_TOLERANCE = 2**-15  # of the largest logit, in float32, for sources that multiply fused weights
-BESIDE = ("isolated_probes.py", "isolated_controls.py")
 # A check is given up after this time, which a slow machine with a large model must not need: a 7B model has 13 days.
 HOURS, PARAMETERS_PER_HOUR = 24, 25e6
 CONTROL_FACTOR = 10  # by which a control must exceed the tolerance, where that is not 0
@@ -166,7 +165,7 @@ def compare_functions(
     tolerance = FUSED_TOLERANCE if source.family.fused else 0.0
     request = {
         "source": str(source.folder.resolve()),
-        "gguf_file": source.gguf_file,
+        "gguf": {"gguf_file": source.gguf_file} if source.gguf_file else {},
         "rope_parameters": source.config.rope_parameters,
         "dtype": str(dtype).removeprefix("torch."),
         "attn_implementation": "sdpa",
@@ -181,7 +180,7 @@ def compare_functions(
     def prepare(scratch: Path) -> None:
         request["target"] = str(folder_to_run(nexus, scratch / "model", trust_remote_code).resolve())
 
-    figures = run_isolated("isolated_check.py", request, failure, BESIDE, seconds, prepare, HF_HUB_OFFLINE="1")
+    figures = run_isolated("isolated_check.py", request, failure, seconds, prepare, HF_HUB_OFFLINE="1")
     if "exceeded" in figures:
         raise VerificationError(figures["exceeded"].replace(request["target"], str(nexus.folder)))
     if figures.get("failed") == "source":

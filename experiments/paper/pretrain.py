@@ -38,7 +38,7 @@ class RunArguments:
     sequences: int | None = field(default=None, metadata={"help": "per step, over all processes"})
 
 
-def parse(arguments: list[str]) -> tuple[RunArguments, TrainingArguments, Pretraining]:
+def parse(arguments: list[str] | None) -> tuple[RunArguments, TrainingArguments, Pretraining]:
     """The run, Trainer's arguments with the preset's recipe as their defaults, and the preset."""
     workers = 2 if torch.cuda.is_available() else 0
     defaults = {"dataloader_num_workers": workers, "logging_steps": 10, "save_steps": 500}
@@ -74,9 +74,7 @@ def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
 
 def main(arguments: list[str] | None = None) -> None:
     # Before anything else: TrainingArguments starts the process group, by what the launcher left in the environment.
-    run, training, preset = parse(sys.argv[1:] if arguments is None else arguments)
-    sequences = run.sequences or preset.sequences
-    record.set_accumulation(training, sequences, "pretrain")
+    run, training, preset = parse(arguments)
     data = Path(run.data)
     if not (data / "pack.json").exists():
         sys.exit(f"pretrain: {data} is not a folder that pack.py made.")
@@ -97,13 +95,11 @@ def main(arguments: list[str] | None = None) -> None:
         processing_class=tokenizer,
     )
     facts = record.train(trainer) | {
-        "preset": run.preset,
-        "arm": run.arm,
         "data": json.loads((data / "pack.json").read_text()),
-        "tokens": trainer.state.global_step * sequences * length,
+        "tokens": trainer.state.global_step * run.sequences * length,
         "validation_loss": trainer.evaluate()["eval_loss"],
     }
-    record.save_run(trainer, Path(run.out), sequences, facts)
+    record.save_run(trainer, run, facts)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -18,7 +19,7 @@ WRAPPER = "_checkpoint_wrapped_module."  # which FSDP puts into names where it r
 
 
 def parse(
-    arguments: list[str],
+    arguments: list[str] | None,
     kinds: tuple[type, type[TrainingArguments]],
     presets: dict,
     program: str,
@@ -26,7 +27,7 @@ def parse(
     **defaults,
 ) -> tuple:
     """
-    The run, Trainer's arguments and the preset.
+    The run, Trainer's arguments, which start the process group, and the preset.
 
     Args:
         kinds: Dataclasses of the run's own arguments, and of Trainer's.
@@ -51,7 +52,10 @@ def parse(
         **defaults,
         **preset.training,
     )
-    return *parser.parse_args_into_dataclasses(arguments), preset
+    run, training = parser.parse_args_into_dataclasses(arguments)
+    run.sequences = run.sequences or preset.sequences
+    set_accumulation(training, run.sequences, program)
+    return run, training, preset
 
 
 def set_accumulation(training: TrainingArguments, sequences: int, program: str) -> None:
@@ -96,7 +100,7 @@ def train(trainer: Trainer) -> dict:
     }
 
 
-def save_run(trainer: Trainer, out: Path, sequences: int, facts: dict) -> None:
+def save_run(trainer: Trainer, run: Any, facts: dict) -> None:
     """Saves weights, tokenizer and run.json. Every process must call it; the first one writes."""
     gates = {name.replace(WRAPPER, ""): whole(gate) for name, gate in trainer.model.gates().items()}
     weights = trainer.accelerator.get_state_dict(trainer.model)  # whole, on the first process
@@ -104,6 +108,7 @@ def save_run(trainer: Trainer, out: Path, sequences: int, facts: dict) -> None:
     trainer.save_state()
     if not trainer.is_world_process_zero():
         return
+    out = Path(run.out)
     # Not by `trainer.save_model`: under FSDP that writes a tied weight twice.
     with torch.device("meta"):
         model = NexusForCausalLM(trainer.model.config)
@@ -114,11 +119,13 @@ def save_run(trainer: Trainer, out: Path, sequences: int, facts: dict) -> None:
     arguments, state = trainer.args, trainer.state
     losses = [[entry["step"], entry["loss"]] for entry in state.log_history if "loss" in entry]
     record = {
+        "preset": run.preset,
+        "arm": run.arm,
         "order": trainer.model.config.attention_order,
         "parameters": sum(tensor.numel() for tensor in tensors),
         "steps": state.global_step,
         "planned_steps": state.max_steps,
-        "sequences_per_step": sequences,
+        "sequences_per_step": run.sequences,
         "losses": losses,
         "processes": arguments.world_size,
         "gates": {name: gate.item() for name, gate in gates.items()},

@@ -61,7 +61,7 @@ class RetrofitTrainer(SFTTrainer):
         return optimizer
 
 
-def parse(arguments: list[str]) -> tuple[RunArguments, SFTConfig, Retrofit]:
+def parse(arguments: list[str] | None) -> tuple[RunArguments, SFTConfig, Retrofit]:
     """The run, TRL's arguments with the preset's recipe as their defaults, and the preset."""
     defaults = {"save_steps": 200, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     defaults["eos_token"] = "<|im_end|>"  # ends a turn in Qwen's chat template; the base models end with another
@@ -96,9 +96,7 @@ def config_of(folder: Path, arm: str) -> NexusConfig:
 
 def main(arguments: list[str] | None = None) -> None:
     # Before anything else: SFTConfig starts the process group, by what the launcher left in the environment.
-    run, training, preset = parse(sys.argv[1:] if arguments is None else arguments)
-    sequences = run.sequences or preset.sequences
-    record.set_accumulation(training, sequences, "sft")
+    run, training, _ = parse(arguments)
     folder, source = Path(run.model), run.data
     config = config_of(folder, run.arm)
     with training.main_process_first(desc="loading of the data"):
@@ -115,12 +113,10 @@ def main(arguments: list[str] | None = None) -> None:
         gate_learning_rate=run.gate_learning_rate,
     )
     facts = record.train(trainer) | {
-        "preset": run.preset,
-        "arm": run.arm,
         "data": Path(source).name if Path(source).exists() else source,
         "gate_learning_rate": run.gate_learning_rate if model.config.inner_gate else None,
     }
-    record.save_run(trainer, Path(run.out), sequences, facts)
+    record.save_run(trainer, run, facts)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """
-Write PAPER.md: figures of the paper, and beside them those of our own runs, if any.
+Write the tables of PAPER.md: figures of the paper, and beside them those of our own runs, if any.
 
     python -m experiments.paper.table
 """
@@ -7,15 +7,16 @@ Write PAPER.md: figures of the paper, and beside them those of our own runs, if 
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from common.report import table
+from common.report import fill, table
 
 from .presets import ARMS, MAIN, PRETRAINING, RETROFIT
 from .tasks import RESULTS, TASKS
 
-FOLDER = Path(__file__).parent
+PAGE = Path(__file__).parent / "PAPER.md"
 NOT_RUN = "not run"
 MEAN = "mean"
 MODEL = "| model | task | in lm-eval | paper: standard | paper: Nexus | ours: standard | ours: Nexus |"
@@ -42,31 +43,6 @@ TABLE_3 = {
     "qwen2.5-7b": ("92.1 45.2 40.1 59.1", "92.1 47.5 40.7 60.1"),
 }
 SIZE = "pythia-70m"  # of Table 2
-HEAD = f"""\
-# The paper's figures, and ours
-
-Written by `python -m experiments.paper.table`. Accuracy in percent.
-
-- The paper: every figure of Tables 1, 2 and 3 of arXiv 2512.03377v2. It states no token counts, learning rates of the
-  retrofit, SFT data, seeds, error bars or numbers of samples.
-- Ours: from the files in `results/`, which [evaluate.py](evaluate.py) writes. *{NOT_RUN}* means just that.
-- Equal figures are not to be expected: data and budget are our choice, see [README.md](README.md). What can be compared
-  is the difference between standard and Nexus, trained alike.
-- *ours: Nexus* is `ARM={MAIN["pretraining"]}` from scratch and `ARM={MAIN["reasoning"]}` in the retrofit.
-  Another arm has its name beside it.
-
-## What does not fit together in the paper
-
-- Table 1's Nexus row at 70M (mean 41.7, SciQ 68.5) is no row of Table 2. The text says that the main runs use
-  Nexus-QK-Shared, which has 40.6 and 63.0 there.
-- The baseline's LogiQA at 70M is 27.6 in Table 1 and 27.7 in Table 2.
-- Table 2 marks Nexus-Recursive as best on ARC-C, PiQA and SciQ, where other rows are higher.
-- 2.3 points of AIME24 are less than one of its 30 problems, and how often each was sampled is not said.
-- The retrofit starts its "recursive components" at random. The model of Eq. 12 has no parameters beyond the standard
-  ones, so "no additional parameters" does not cover Table 3.
-- Eq. 7 and 8 and Eq. 12 are different functions. The experiments fit Eq. 12: Eq. 7 and 8 have no weights to share.
-
-"""
 
 
 def reports(folder: Path) -> list[dict]:
@@ -143,18 +119,19 @@ def ablation(found: list[dict]) -> str:
 
 
 def page(found: list[dict]) -> str:
-    parts = {
-        "Table 1: from scratch, zero-shot": by_model(found, "pretraining", list(PRETRAINING), TABLE_1),
-        f"Table 2: ablation, {SIZE} from scratch": ablation(found),
-        "Table 3: retrofitted by SFT": by_model(found, "reasoning", list(RETROFIT), TABLE_3),
+    """PAPER.md with its tables made anew."""
+    tables = {
+        "Table 1": partial(by_model, found, "pretraining", list(PRETRAINING), TABLE_1),
+        "Table 2": partial(ablation, found),
+        "Table 3": partial(by_model, found, "reasoning", list(RETROFIT), TABLE_3),
     }
-    return HEAD + "\n".join(f"## {title}\n\n{part}\n" for title, part in parts.items())
+    return fill(PAGE.read_text(encoding="utf-8"), tables)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m experiments.paper.table", description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--out", type=Path, default=FOLDER / "PAPER.md")
+    parser.add_argument("--out", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
     found = reports(options.results)
     options.out.write_text(page(found))

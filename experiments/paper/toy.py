@@ -11,11 +11,9 @@ import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 
-import torch
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from nexus_transformers.tokenization import CHAT_TEMPLATES, train_tokenizer
 
-from nexus_transformers.tokenization import CHAT_TEMPLATES, config_fields, train_tokenizer
-
+from ..converted import write_toy
 from .tasks import TASKS
 
 LETTERS = "ABCD"
@@ -80,23 +78,6 @@ def write_chats(file: Path) -> None:
     write_rows(file, rows)
 
 
-def write_source(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        **config_fields(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,  # large enough for attention to be far from uniform
-        tie_word_embeddings=True,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m experiments.paper.toy", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -109,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
         (out / "text" / f"{name}.txt").write_text(topics[name], encoding="utf-8")
     tokenizer = train_tokenizer(sorted((out / "text").iterdir()), 400, CHAT_TEMPLATES["chatml"])
     tokenizer.save_pretrained(out / "tokenizer")
-    write_source(out / "source", tokenizer)
+    write_toy(out / "source", "qwen2", 2, tokenizer)
     write_chats(out / "chats.jsonl")
     write_questions(out / "questions")
     print(f"toy: {out}")

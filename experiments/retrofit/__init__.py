@@ -1,5 +1,5 @@
 """
-Retrofit: does a pretrained model gain from nesting? `python -m experiments.retrofit`.
+Retrofit: does a pretrained model gain from nesting? `python -m experiments retrofit`.
 
 SmolLM2-135M-Instruct, converted to order 2 with closed gates, is trained on Shakespeare and on reasoning tasks, beside
 the model it comes from: everything, LoRA adapters, or two scalars per layer (gates; the control has a temperature of
@@ -127,18 +127,11 @@ class Retrofit:
         self.quick = options.quick
         self.model = "toy" if self.quick else "smollm2"
         self.seeds = SEEDS[:2] if self.quick else SEEDS
-        self.experiment = Experiment("retrofit", BUDGET, options)
         self.folder = prepare(self.model, options.out / "toy" if self.quick else None)
-        self.stages: dict[str, list[dict]] = {}
         self.winners: list[tuple[str, str, str]] = []  # corpus, best recipe of the nested model, its rival
-
-    def stage(self, name: str, wanted: list[dict]) -> list[dict]:
-        try:
-            return self.experiment.run(name, wanted, partial(one_run, str(self.folder)))
-        finally:  # also when it is stopped in the middle
-            self.stages[name] = [record for run in wanted if (record := self.experiment.find(run))]
-            self.experiment.summary = summarise(self.stages, RIVALS, self.winners)
-            self.experiment.save()
+        make, summary = partial(one_run, str(self.folder)), partial(summarise, rivals=RIVALS, recipes=self.winners)
+        self.experiment = Experiment("retrofit", BUDGET, options, make, summary)
+        self.stage = self.experiment.run
 
     def run(self) -> dict:
         sweep = [untrained(corpus, order) for corpus in CORPORA for order in (1, 2)]
@@ -158,7 +151,7 @@ class Retrofit:
         wanted = [run | {"seed": seed} for each in (tuned, longest) for seed in self.seeds for run in each.values()]
         self.stage("equal steps, equal compute", wanted)
         self.search(tuned, longest)
-        report = self.experiment.finish(summarise(self.stages, RIVALS, self.winners))
+        report = self.experiment.finish()
         plot(report["summary"], self.experiment.path.with_suffix(".png"))
         return report
 
@@ -172,7 +165,7 @@ class Retrofit:
         for corpus in CORPORA:
             nested += recipes(tuned[corpus, NESTED], layers)[-1 if self.quick else 0 :]
             source += finer_rates(longest[corpus, PLAIN])[-1 if self.quick else 0 :]
-        records = self.stage("recipes", nested + source) + self.stages["equal steps, equal compute"]
+        records = self.stage("recipes", nested + source) + self.experiment.stages["equal steps, equal compute"]
         first = [record for record in records if record["settings"]["seed"] == self.seeds[0]]
         best = {
             start: best_by(

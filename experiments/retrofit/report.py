@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..runs import grouped, mean_and_spread, over_seeds
+from ..runs import by_settings, grouped, mean_and_spread, over_seeds
 
 NESTED, SOURCE = "#d55e00", "#0072b2"
 BRANCHES = {"query": "-", "key": "--"}
@@ -61,7 +61,7 @@ def choose(records: list[dict]) -> dict[tuple[str, str], tuple[list[dict], int]]
     least validation loss. And how many settings were tried.
     """
     chosen = {}
-    for key, runs in grouped(records, lambda each: (each["settings"]["corpus"], each["settings"]["method"])).items():
+    for key, runs in by_settings(records, "corpus", "method").items():
         tried = grouped(runs, lambda each: json.dumps(each["settings"] | {"seed": None})).values()
         best = min(tried, key=lambda same: (-len(same), over_seeds(same, "validation_loss")["mean"]))
         chosen[key] = (best, len(tried))

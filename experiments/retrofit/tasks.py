@@ -58,10 +58,9 @@ def prepare(name: str, folder: Path | None = None) -> Path:
     file = folder / "data.json"
     if not file.exists() or json.loads(file.read_text())["made_with"] != made_with:
         tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-        texts = {TEXT: works_of_shakespeare, OTHER: documentation}
-        if name == "toy":  # downloads nothing
-            texts[TEXT] = lambda: documentation(half=1)
-        data = {kind: text_rows(tokenizer, source(), SIZES[name]) for kind, source in texts.items()}
+        text = documentation(half=1) if name == "toy" else works_of_shakespeare()  # the former downloads nothing
+        texts = {TEXT: text, OTHER: documentation()}
+        data = {kind: text_rows(tokenizer, parts, SIZES[name]) for kind, parts in texts.items()}
         data[REASONING] = task_rows(tokenizer, SIZES[name])
         write(file, json.dumps({"made_with": made_with} | data))
     return folder

@@ -1,15 +1,12 @@
-"""The comparisons of the forms of inner attention: at toy size, and what is committed of them."""
+"""The comparisons of the forms of inner attention, at toy size; test_experiments.py has what is committed of them."""
 
 import importlib
-import json
-import shutil
 from argparse import Namespace
 
 import pytest
 import torch
 
-from experiments import forms, gates
-from experiments.runs import RESULTS
+from experiments import forms
 
 
 @pytest.mark.slow
@@ -17,21 +14,6 @@ from experiments.runs import RESULTS
 def test_at_toy_size(name, tmp_path):
     report = importlib.import_module(f"experiments.{name}").main(Namespace(out=tmp_path, workers=1, quick=True))
     assert report["finished"] and report["summary"] and report["cpu_hours"] < 0.1
-
-
-def test_nothing_is_left_to_make_of_the_gates_by_hand(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(gates, "convert", lambda name, folder: None)  # needed by runs only
-    shutil.copy(RESULTS / "gates.json", tmp_path)
-    gates.main(Namespace(out=tmp_path, workers=1, quick=False))
-    assert ", 0 to make" in capsys.readouterr().out
-    assert (tmp_path / "gates.json").read_bytes() == (RESULTS / "gates.json").read_bytes()
-
-
-def test_what_is_committed_of_the_forms_are_runs_that_it_wants():
-    for record in json.loads((RESULTS / "forms.json").read_text())["runs"]:
-        run = record["settings"]
-        again = forms.settings(run["task"], run["form"], run["nested"], run["learning_rate"], False, run["seed"])
-        assert again == run
 
 
 def test_rotation_once_and_at_each_level_are_one_function_without_positions():

@@ -171,7 +171,9 @@ def test_a_new_model_starts_as_gpt_neox_does():
 
 
 def test_the_committed_table_and_estimates_are_what_the_scripts_write():
-    assert (FOLDER / "PAPER.md").read_text() == table.page(table.reports(FOLDER / "results"))
+    text = table.PAGE.read_text()
+    assert text == table.page(table.reports(FOLDER / "results")) and f"*{table.NOT_RUN}*" in text
+    assert "`ARM={pretraining}` from scratch and `ARM={reasoning}` in".format(**table.MAIN) in text
     assert budget.tables() in (FOLDER / "README.md").read_text()
 
 

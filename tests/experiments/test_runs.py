@@ -107,10 +107,10 @@ def test_a_foreign_file_is_not_overwritten(tmp_path):
 def test_best_by():
     records = [
         {"settings": {"variant": variant, "rate": rate}, "result": {"loss": loss}}
-        for variant, rate, loss in ((["a"], 1, 3.0), (["a"], 2, 2.0), ("b", 1, 1.0), ("b", 2, 1.5))
+        for variant, rate, loss in (("a", 1, 3.0), ("a", 2, 2.0), ("b", 1, 1.0), ("b", 2, 1.5))
     ]
     assert best_by(records, "loss", ("variant",)) == {
-        (("a",),): {"variant": ["a"], "rate": 2},
+        ("a",): {"variant": "a", "rate": 2},
         ("b",): {"variant": "b", "rate": 1},
     }
     assert best_by(records, "loss", ("variant",), max)[("b",)]["rate"] == 2

@@ -182,3 +182,39 @@ def language(report: dict, path: Path) -> None:
     device = report["device"]["name"]
     figure.suptitle(f"Shakespeare, held-out works; {device}, {report['date'][:10]}", fontsize=10)
     figure.savefig(path)
+
+
+def window(report: dict, path: Path) -> None:
+    """Quality against the window of the inner levels: a point is the mean of the seeds, a bar their spread."""
+    titles = {
+        "language": "Language modelling, equal compute",
+        "recall": "Associative recall",
+        "induction": "Induction",
+        "hops": "Pointer chasing",
+    }
+    figure = Figure(figsize=(15, 3.8))
+    for axis, (task, title) in zip(figure.subplots(1, 4), titles.items(), strict=True):
+        rows = dict(report["summary"][task])
+        standard, whole = rows.pop("standard", None), rows.pop("no window")
+        rows["no window"] = whole  # at the right end
+        names = [name.removeprefix("window ").replace("no window", "all") for name in rows]
+        if task == "language":
+            spreads = [row["bits_per_byte"] for row in rows.values()]
+            mean, low, high = ([each[name] for each in spreads] for name in ("mean", "min", "max"))
+            ends = [[abs(y - end) for y, end in zip(mean, each, strict=True)] for each in (low, high)]
+            axis.errorbar(names, mean, ends, fmt="o", color=NESTED, label="first layer nested")
+            of_standard = standard["bits_per_byte"]
+            axis.axhspan(of_standard["min"], of_standard["max"], color=STANDARD, alpha=0.15)
+            axis.axhline(of_standard["mean"], color=STANDARD, linewidth=1, label="standard")
+            axis.set_ylabel("held-out bits per byte")
+        else:
+            units = {"recall": "{} pairs", "induction": "{} tokens", "hops": "hops: {}"}
+            sizes = list(whole["accuracy"])
+            for size, colour in zip(sizes, (NESTED, RIVAL, NESTED_TWICE), strict=False):
+                accuracies = [row["accuracy"][size] for row in rows.values()]
+                seeds(axis, names, accuracies, "o-", color=colour, label=units[task].format(size))
+            axis.set(ylabel="answers right, %", ylim=(-3, 103))
+        axis.set(title=title, xlabel="tokens that an inner level attends to")
+        axis.legend()
+        axis.grid(axis="y")
+    figure.savefig(path)

@@ -78,10 +78,10 @@ def prepare() -> Path:
     return path
 
 
-def blocks(path: Path, part: str, limit: int | None = None) -> list[dict]:
-    """The text cut into blocks of LENGTH tokens; with a limit that many, spread over the whole text."""
+def blocks(path: Path, part: str, limit: int | None = None, length: int = LENGTH) -> list[dict]:
+    """The text cut into blocks of `length` tokens; with a limit that many, spread over the whole text."""
     ids = load_file(path)[part].long()
-    rows = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+    rows = ids[: len(ids) // length * length].view(-1, length)
     if limit is not None:
         rows = rows[torch.linspace(0, len(rows) - 1, min(limit, len(rows))).long()]
     return [{"input_ids": row, "labels": row} for row in rows]
@@ -116,12 +116,12 @@ def flops(size: str, variant: str | list[int], **shape) -> int:
     return training_flops(variant, fields["layers"], BATCH, LENGTH, **architecture(fields))
 
 
-def learn(model: torch.nn.Module, run: dict, advance: Advance) -> dict:
+def learn(model: torch.nn.Module, run: dict, advance: Advance, length: int = LENGTH) -> dict:
     """The held-out loss, in nats per token and in bits per byte, and the curve of the training loss."""
     path = prepare()
     arguments = {
-        "per_device_train_batch_size": BATCH,
-        "per_device_eval_batch_size": BATCH,
+        "per_device_train_batch_size": BATCH * LENGTH // length,
+        "per_device_eval_batch_size": BATCH * LENGTH // length,
         "learning_rate": run["learning_rate"],
         "lr_scheduler_type": "cosine",
         "warmup_steps": max(1, run["steps"] // 20),
@@ -130,8 +130,8 @@ def learn(model: torch.nn.Module, run: dict, advance: Advance) -> dict:
         "logging_steps": max(1, run["steps"] // 40),
     }
     data = {
-        "train_dataset": blocks(path, TRAIN),
-        "eval_dataset": blocks(path, HELD_OUT, run.get("held_out_blocks", HELD_OUT_BLOCKS)),
+        "train_dataset": blocks(path, TRAIN, length=length),
+        "eval_dataset": blocks(path, HELD_OUT, run.get("held_out_blocks", HELD_OUT_BLOCKS), length),
     }
     with silent_trainer(model, run, advance, arguments, **data) as (trainer, curve):
         trainer.train()

@@ -165,14 +165,17 @@ class NexusAttentionCall(nn.Module):
     def __init__(self, config: NexusConfig, call: AttentionCall):
         super().__init__()
         self.config = config
-        self.layer_idx = call.slot
-        self.stores = call.stores
-        self.sliding_window = call.window
-        self.mask = call.mask
+        self.take_place(call)
         self.num_key_value_groups = call.num_query_heads // call.num_key_value_heads
         self.scaling = config.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
+
+    def take_place(self, call: AttentionCall):
+        self.layer_idx = call.slot
+        self.stores = call.stores
+        self.sliding_window = call.window
+        self.mask = call.mask
 
     def forward(
         self,
@@ -280,6 +283,15 @@ def refuse_other_heads(cache: Cache, slot: int, heads: int) -> None:
         raise ValueError(
             f"Slot {slot} of this cache was allocated for {layer.keys.shape[1]} heads, and has {heads} in this model: "
             "let the cache allocate itself, without `early_initialization`, `prefill_chunk_size` or export."
+        )
+
+
+def refuse_other_slots(cache: Cache | None, slots: int) -> None:
+    """Raises `ValueError` if a cache was begun with other orders: the same numbers would be other calls."""
+    if isinstance(cache, Cache) and len(cache.layers) not in (0, slots) and cache.get_seq_length() > 0:
+        raise ValueError(
+            f"This cache has {len(cache.layers)} slots, and the model {slots}: it was begun by another model, or before "
+            "`skip_closed_levels` or `restore_levels`. Begin a new one."
         )
 
 
@@ -448,13 +460,17 @@ class NexusAttention(NexusProjections):
 
     def __init__(self, config: NexusConfig, calls: list[AttentionCall]):
         super().__init__(config)
-        self.calls = calls
-        self.order = calls[-1].level
-        # the branches that each inner level refines
-        self.refined = {level: config.refined(self.order, level) for level in range(1, self.order)}
+        self.config = config
+        self.plan(calls)
         if self.order > 1:
             self.inner_norm = NexusInnerNorm(config, self.order)
         self.add_calls(config)
+
+    def plan(self, calls: list[AttentionCall]):
+        self.calls = calls
+        self.order = calls[-1].level
+        # the branches that each inner level refines
+        self.refined = {level: self.config.refined(self.order, level) for level in range(1, self.order)}
 
     def add_calls(self, config: NexusConfig):
         # One integer per module path at most: serving engines read the decoder layer's number from it.
@@ -548,8 +564,7 @@ ATTENTIONS = {"shared": NexusSharedAttention, "separate": NexusSeparateAttention
 class NexusDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: NexusConfig, calls: list[AttentionCall]):
         super().__init__()
-        self.first_slot = calls[0].slot
-        self.masks = calls[-1].mask, calls[0].mask  # which masks it takes, for itself and for its inner levels
+        self.plan(calls)
         self.self_attn = ATTENTIONS[config.inner_attention](config, calls)
         self.mlp = NexusMLP(config)
         self.post_norm = config.norm_position == "post"
@@ -559,6 +574,10 @@ class NexusDecoderLayer(GradientCheckpointingLayer):
         if self.post_norm:
             self.post_feedforward_layernorm = residual_norm(config)
         self.parallel_residual = config.parallel_residual
+
+    def plan(self, calls: list[AttentionCall]):
+        self.first_slot = calls[0].slot
+        self.masks = calls[-1].mask, calls[0].mask  # which masks it takes, for itself and for its inner levels
 
     def forward(
         self,
@@ -642,7 +661,11 @@ class NexusPreTrainedModel(PreTrainedModel):
         if sharded.__name__.startswith("FSDP"):
             own = sharded.__bases__[-1]
             sharded.__name__, sharded.__module__ = own.__name__, own.__module__
+        skips = bool(self.base_model.skipped_gates)
+        self.restore_levels()
         super().save_pretrained(*args, **kwargs)
+        if skips:
+            self.skip_closed_levels()
 
     @staticmethod
     def create_masks_for_generate(config: NexusConfig, **arguments) -> dict[str, torch.Tensor | None]:
@@ -656,6 +679,42 @@ class NexusPreTrainedModel(PreTrainedModel):
         # Under PEFT a module that is trained keeps its original beside it, out of use.
         named = self.named_parameters()
         return {name: gate for name, gate in named if is_gate(name) and ".original_module." not in name}
+
+    def skip_closed_levels(self) -> list[int]:
+        """
+        Runs the layers whose gates are all exactly 0 at order 1: the same function, at the price of standard attention.
+        Their gates are put aside, so that nothing opens them meanwhile; `restore_levels` and `train` bring them back,
+        and a saved model has them. A cache that was begun before does not fit any more.
+
+        Returns these layers, counted from 0.
+        """
+        decoder = self.base_model
+        decoder.restore_levels()
+        layers: dict[int, list[str]] = {}
+        for name in decoder.gates():
+            layers.setdefault(int(name.split(".")[1]), []).append(name)
+        orders, gates = decoder.config.layer_orders, decoder.gates()
+        closed = [layer for layer, names in layers.items() if all((gates[name] == 0).all() for name in names)]
+        decoder.skipped_gates = {name: gates[name] for layer in closed for name in layers[layer]}
+        decoder.all_orders = decoder.config.attention_order
+        for name in decoder.skipped_gates:
+            owner, _, gate = name.rpartition(".")
+            delattr(decoder.get_submodule(owner), gate)
+        if closed:
+            decoder.run_at([1 if layer in closed else order for layer, order in enumerate(orders)])
+        return closed
+
+    def restore_levels(self) -> None:
+        """Undoes `skip_closed_levels`."""
+        decoder = self.base_model
+        for name, gate in decoder.skipped_gates.items():
+            if gate.device != decoder.device:  # where the model has moved meanwhile
+                gate = nn.Parameter(gate.detach().to(decoder.device), gate.requires_grad)
+            owner, _, leaf = name.rpartition(".")
+            decoder.get_submodule(owner).register_parameter(leaf, gate)
+        if decoder.skipped_gates:
+            decoder.skipped_gates = {}
+            decoder.run_at(decoder.all_orders)
 
     def freeze_all_but_gates(self) -> "NexusPreTrainedModel":
         """Leaves only the gates trainable. Returns the model."""
@@ -680,7 +739,24 @@ class NexusModel(NexusPreTrainedModel):
         self.norm = residual_norm(config)
         self.rotary_emb = NexusRotaryEmbedding(config)
         self.gradient_checkpointing = False
+        self.num_slots = config.num_hidden_layers
+        self.skipped_gates: dict[str, nn.Parameter] = {}
         self.post_init()
+
+    def run_at(self, orders: int | list[int]):
+        """Runs the layers at these orders, none of which is above its own."""
+        self.config.attention_order = orders
+        self.num_slots = self.config.num_hidden_layers
+        for layer, calls in zip(self.layers, self.config.attention_calls(), strict=True):
+            layer.plan(calls)
+            layer.self_attn.plan(calls)
+            for call in calls:
+                layer.self_attn.get_submodule(call.name).take_place(call)
+
+    def train(self, mode: bool = True) -> "NexusModel":
+        if mode:
+            self.restore_levels()
+        return super().train(mode)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -706,6 +782,7 @@ class NexusModel(NexusPreTrainedModel):
         """
         refuse_unknown(kwargs)
         cache = one_of(cache, past_key_values)
+        refuse_other_slots(cache, self.num_slots)
         if self.layers[0].first_slot != 0:
             raise ValueError("The first layer was removed, which the positions in the cache are counted by: keep it.")
         if (input_ids is None) == (inputs_embeds is None):

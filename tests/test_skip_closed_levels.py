@@ -1,0 +1,144 @@
+"""Closed gates cost nothing once `skip_closed_levels` has been told so, and are never skipped by mistake."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from arms import build, each_arm
+from nexus_transformers import NexusForCausalLM, NexusModel
+
+IDS = torch.randint(1, 64, (2, 20), generator=torch.Generator().manual_seed(1))
+
+
+def half_closed(**changes) -> NexusForCausalLM:
+    """Every gate of the first layer is closed, those of the second are open."""
+    model = build(**changes)
+    with torch.no_grad():
+        for name, gate in model.gates().items():
+            if ".layers.0." in name:
+                gate.zero_()
+    return model
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model(IDS, use_cache=False).logits
+
+
+def flops(model) -> int:
+    model.set_attn_implementation("eager")  # PyTorch does not count fused attention
+    with FlopCounterMode(display=False) as counter:
+        logits(model)
+    model.set_attn_implementation("sdpa")
+    return counter.get_total_flops()
+
+
+def generate(model, **settings) -> torch.Tensor:
+    return model.generate(IDS, max_new_tokens=8, do_sample=False, **settings)
+
+
+@each_arm
+@pytest.mark.parametrize("window", [None, 4])
+def test_skipping_changes_no_bit_and_saves_the_inner_levels(arm, window):
+    model = half_closed(**arm, inner_window=window)
+    expected, tokens, cost = logits(model), generate(model), flops(model)
+    assert model.skip_closed_levels() == [0]
+    assert torch.equal(logits(model), expected)
+    for cache in ("dynamic", "static"):
+        assert torch.equal(generate(model, cache_implementation=cache), tokens)
+    order = model.config.attention_order[1]
+    assert flops(model) == flops(build(**arm | {"attention_order": [1, order]}, inner_window=window)) < cost
+    model.restore_levels()
+    assert torch.equal(logits(model), expected) and flops(model) == cost
+
+
+def test_a_closed_model_is_a_standard_model():
+    model = build(attention_order=2)
+    with torch.no_grad():
+        for gate in model.gates().values():
+            gate.zero_()
+    assert model.skip_closed_levels() == [0, 1]
+    assert not model.gates() and model.config.num_hidden_layers == 2
+    standard = build(attention_order=1)
+    standard.load_state_dict(model.state_dict())
+    assert torch.equal(logits(model), logits(standard)) and torch.equal(generate(model), generate(standard))
+
+
+@pytest.mark.parametrize("value", [1e-30, -1e-3, float("nan")])
+def test_a_gate_that_is_not_exactly_0_is_not_skipped(value):
+    model = half_closed(attention_order=2)
+    with torch.no_grad():
+        model.gates()["model.layers.0.self_attn.inner_norm.key_gate_1"].fill_(value)
+    assert model.skip_closed_levels() == []
+    assert model.config.attention_order == 2 and len(model.gates()) == 4
+
+
+def test_models_without_gates_have_nothing_to_skip():
+    for changes in ({"inner_gate": False}, {"attention_order": 1}):
+        assert build(**changes).skip_closed_levels() == []
+
+
+def test_a_skipped_gate_cannot_be_moved_unnoticed():
+    model = half_closed(attention_order=2)
+    whole = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.skip_closed_levels()
+    assert len(model.gates()) == 2
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*layers.0.self_attn.inner_norm.query_gate_1"):
+        model.load_state_dict(whole)
+    model.restore_levels()
+    model.load_state_dict(whole)
+
+
+@pytest.mark.parametrize("train", [lambda model: model.train(), lambda model: model.model.train()])
+def test_training_trains_every_gate(train):
+    model = half_closed(attention_order=2)
+    model.skip_closed_levels()
+    train(model)
+    assert len(model.gates()) == 4 and model.config.attention_order == 2
+    model(IDS, labels=IDS).loss.backward()
+    assert all(gate.grad is not None and gate.grad.abs() > 0 for gate in model.gates().values())
+
+
+def test_skipping_twice_sees_the_gates_as_they_are_now():
+    model = half_closed(attention_order=2)
+    assert model.skip_closed_levels() == model.skip_closed_levels() == [0]
+    model.restore_levels()
+    with torch.no_grad():
+        for gate in model.gates().values():
+            gate.copy_(1 - gate.sign())  # the other way round
+    assert model.skip_closed_levels() == [1]
+
+
+def test_a_model_is_saved_whole_and_goes_on_skipping(tmp_path):
+    model = half_closed(attention_order=2)
+    model.skip_closed_levels()
+    model.save_pretrained(tmp_path)
+    assert model.config.attention_order == [1, 2]
+    loaded = NexusForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.attention_order == 2 and len(loaded.gates()) == 4
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_the_gates_come_back_where_the_model_is_now():
+    model = half_closed(attention_order=2)
+    model.skip_closed_levels()
+    model.to("meta")
+    model.restore_levels()
+    assert {gate.device.type for gate in model.gates().values()} == {"meta"}
+
+
+@pytest.mark.parametrize("turn", ["skip_closed_levels", "restore_levels"])
+def test_a_cache_begun_before_is_refused(turn):
+    model = half_closed(attention_order=2)
+    if turn == "restore_levels":
+        model.skip_closed_levels()
+    cache = model(IDS).past_key_values
+    getattr(model, turn)()
+    with pytest.raises(ValueError, match=r"has [34] slots, and the model [34].*Begin a new one"):
+        model(IDS[:, :1], past_key_values=cache)
+
+
+def test_the_decoder_alone_can_skip():
+    decoder = half_closed(attention_order=2).model
+    assert isinstance(decoder, NexusModel)
+    assert decoder.skip_closed_levels() == [0]

@@ -8,6 +8,8 @@ INSTALLED := $(VENV)/installed
 # Compiling all of torch takes longer than unpacking it: what is imported is compiled then, once. Where the environment
 # forbids Python to keep that, every process would compile torch and Transformers again, which takes ten seconds.
 INSTALL := pip install --quiet --no-compile
+# Apart from the rest: where Transformers and PEFT find these they import them, which costs every process two seconds.
+QUANTIZERS := --target $(VENV)/quantizers --upgrade torchao bitsandbytes
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -23,6 +25,7 @@ $(INSTALLED): setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m $(INSTALL) --constraint $(CONSTRAINTS) torch
 	$(BIN)/python -m $(INSTALL) --constraint $(CONSTRAINTS) --editable '.[$(EXTRA)]'
+	$(if $(filter dev,$(EXTRA)),$(BIN)/python -m $(INSTALL) --constraint $(CONSTRAINTS) --no-deps $(QUANTIZERS))
 	@touch $@
 
 demo: install  ## Convert a real model, verify it, chat with it, fine-tune it

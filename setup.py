@@ -36,7 +36,14 @@ EXTRAS = {
         "setuptools>=77.0.3",  # builds the wheel
     ],
     # What users reach for, and we test.
-    "tools": ["peft>=0.21,<1", "trl>=1.16,<2", "lm-eval[math]>=0.4.13,<0.5", "datasets>=5,<6"],
+    "tools": [
+        "peft>=0.21,<1",
+        "trl>=1.16,<2",
+        "lm-eval[math]>=0.4.13,<0.5",
+        "datasets>=5,<6",
+        "onnxscript>=0.7",  # writes ONNX
+        "onnxruntime>=1.32",
+    ],
     # Its reasoning tasks. Not in `dev`: a package that it needs, pycosat, comes as source and wants a C compiler.
     "evidence": ["nexus-transformers[gguf,plot]", "peft>=0.21,<1", "reasoning-gym>=0.1.25,<1"],
     "dev": ["nexus-transformers[lint,test,tools]"],

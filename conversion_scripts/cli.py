@@ -28,6 +28,7 @@ from .verification.verify import verify as run_verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(tokenizer_app, name="tokenizer")
+NESTING_OPTIONS = [field.name for field in fields(Nesting)]  # of `convert`, which have these names
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 SourceArgument = Annotated[str, typer.Argument(help="Checkpoint folder, Hub id, .gguf file or a folder with one.")]
@@ -104,7 +105,7 @@ def convert(
         "dry_run": dry_run,
     }
     if to_source:
-        for name in [*(field.name for field in fields(Nesting)), "no_gate", "dtype", "revision"]:
+        for name in (*NESTING_OPTIONS, "no_gate", "dtype", "revision"):
             if context.get_parameter_source(name).name == "COMMANDLINE":
                 raise ConversionError(f"--{name.replace('_', '-')}: has no meaning with --to-source.")
         report = convert_to_source(source, out, family, trust_remote_code=trust_remote_code, **common)
@@ -117,20 +118,10 @@ def convert(
             "--trust-remote-code: has a meaning with --to-source only; no code of SOURCE is ever run."
         )
     else:
-        report = run_convert(
-            source,
-            out,
-            order=parse_order(order),
-            inner_attention=inner_attention,
-            inner_output_projection=inner_output_projection,
-            inner_scale=inner_scale,
-            refine=refine.split(","),
-            seed=seed,
-            gate_init=None if no_gate else gate_init,
-            dtype=DTYPES.get(dtype),
-            revision=revision,
-            **common,
-        )
+        nesting = {name: context.params[name] for name in NESTING_OPTIONS}
+        nesting["order"], nesting["refine"] = parse_order(order), refine.split(",")
+        nesting["gate_init"] = None if no_gate else gate_init
+        report = run_convert(source, out, dtype=DTYPES.get(dtype), revision=revision, **nesting, **common)
     show(report, as_json, print_plan if dry_run else print_report, out)
 
 

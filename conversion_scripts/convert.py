@@ -12,8 +12,8 @@ import torch
 from transformers import GenerationConfig
 
 from ..errors import ConversionError, TokenizerError, told_as
-from ..tokenization import carry_over_tokenizer, check_tokenizer, keep_tokenizer_class, rebuild_gguf_tokenizer
-from ..tokenization.check import remote_code
+from ..tokenization.carry_over import carry_over_tokenizer, keep_tokenizer_class, rebuild_gguf_tokenizer
+from ..tokenization.check import check_tokenizer, remote_code
 from .checkpoint.files import CODE_FILES, REPORT_FILE, ROOT, carry_licences, sha256, write_json
 from .checkpoint.open import Source, open_source
 from .checkpoint.output import failures_of_writing, staged_output

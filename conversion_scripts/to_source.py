@@ -7,7 +7,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ..errors import ConversionError
 from ..modeling_nexus import is_gate
-from ..tokenization import carry_over_tokenizer
+from ..tokenization.carry_over import carry_over_tokenizer
 from .checkpoint.code import check_code
 from .checkpoint.files import REPORT_FILE, carry_licences, read_json, write_json
 from .checkpoint.open import Nexus, open_nexus, open_source

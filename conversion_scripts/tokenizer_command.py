@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from ..errors import TokenizerError, reason_of
-from ..tokenization import CHAT_TEMPLATES, TOKENIZER_FILES, config_fields, save_tokenizer, train_tokenizer
+from ..tokenization import CHAT_TEMPLATES, config_fields, train_tokenizer
+from ..tokenization.carry_over import TOKENIZER_FILES, save_tokenizer
 from .checkpoint.output import staged_output
 from .checkpoint.place import check_output, expanded, output_path
 from .printing import say

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ...modeling_nexus import is_gate
-from ...tokenization import CARRIED_FILES
+from ...tokenization.carry_over import CARRIED_FILES
 from ..progress import bytes_bar
 from .added import is_nesting
 from .files import CARD_FILE, INDEX_FILE, LEFT_BY_A_KILL, REPORT_FILE, is_complete, licences, read_json, sha256

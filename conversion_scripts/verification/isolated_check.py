@@ -29,14 +29,7 @@ if __name__ == "__main__":  # only then they lie there
 import isolated_probes as probes  # noqa: E402
 import torch  # noqa: E402
 from isolated_controls import controls, from_the_middle  # noqa: E402
-from transformers import (  # noqa: E402
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    logging,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, logging  # noqa: E402
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -126,7 +119,7 @@ def compare(expected: list[torch.Tensor], actual: list[torch.Tensor]) -> dict:
     }
 
 
-def load(request: dict, folder: str, trust_remote_code: bool, **kwargs) -> PreTrainedModel:
+def load(request: dict, folder: str, trust_remote_code: bool, **kwargs):
     if "gguf_file" in kwargs:  # whose reader leaves out some rotary settings
         kwargs["config"] = AutoConfig.from_pretrained(folder, trust_remote_code=False, **kwargs)
         kwargs["config"].rope_parameters = request["rope_parameters"]

@@ -65,7 +65,6 @@ class Pretraining:
     parameters: int | None
     batch: int
     vocab_size: int | None = 50304
-    tokenizer: str = "EleutherAI/pythia-70m"  # the same for all sizes
     length: int = 2048
     sequences: int = 1024  # per step: 2,097,152 tokens
     steps: int = 7150  # 15.0e9 tokens, 1/20 of the suite's 143,000 steps: see the README

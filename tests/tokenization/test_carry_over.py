@@ -8,8 +8,13 @@ from transformers import AutoTokenizer
 
 import checkpoints
 from nexus_transformers.conversion_scripts.convert import convert
-from nexus_transformers.tokenization import CARRIED_FILES, carry_over_tokenizer, save_tokenizer, train_tokenizer
-from nexus_transformers.tokenization.carry_over import keep_tokenizer_class
+from nexus_transformers.tokenization import train_tokenizer
+from nexus_transformers.tokenization.carry_over import (
+    CARRIED_FILES,
+    carry_over_tokenizer,
+    keep_tokenizer_class,
+    save_tokenizer,
+)
 
 
 def test_every_known_file_is_copied_as_it_is_and_nothing_else(tmp_path):

@@ -225,7 +225,6 @@ class NexusAttentionCall(nn.Module):
         )
         return attn_output.reshape(batch, -1, heads * head_dim)[:, :length], attn_weights, attended
 
-
     def is_faster_in_blocks(self, length: int, attention_mask: torch.Tensor | None) -> bool:
         """
         Whether PyTorch's fused attention is to see one block of queries at a time: given a mask, it computes whatever

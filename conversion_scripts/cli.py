@@ -73,6 +73,9 @@ def convert(
         bool,
         typer.Option("--inner-scale/--no-inner-scale", help="Scale inner outputs to the size of what they replace."),
     ] = True,
+    inner_window: Annotated[
+        int | None, typer.Option(help="Inner levels attend to the last so many tokens; by default to all.")
+    ] = None,
     refine: Annotated[str, typer.Option(help="What inner levels refine: any of query,key,value.")] = "query,key",
     seed: Annotated[int | None, typer.Option(help="Of the random inner layers of separate; by default 0.")] = None,
     gate_init: Annotated[float, typer.Option(help="Where the gates start; 0 keeps the source's function.")] = 0.0,

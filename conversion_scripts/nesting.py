@@ -24,6 +24,7 @@ class Nesting:
         inner_output_projection: W_O between the levels. None turns it on only where the heads are not as wide as the
             model, which cannot do without.
         inner_scale: whether inner outputs are scaled, as in `NexusConfig`.
+        inner_window: how many tokens inner levels attend to, as in `NexusConfig`; None: as many as the layer.
         refine: the projections that read the output of the inner level, any of "query", "key", "value".
         seed: of the weights of the inner layers of "separate"; None is 0. Nothing else is drawn.
 
@@ -36,6 +37,7 @@ class Nesting:
     inner_attention: str = "shared"
     inner_output_projection: bool | None = None
     inner_scale: bool = True
+    inner_window: int | None = None
     refine: Sequence[str] = ("query", "key")
     seed: int | None = None
 
@@ -66,6 +68,7 @@ class Nesting:
             "inner_attention": self.inner_attention,
             "inner_output_projection": needs_projection if given is None else given,
             "inner_scale": self.inner_scale,
+            "inner_window": self.inner_window,
             **{f"refine_{branch}": branch in self.refine for branch in BRANCHES},
             "inner_gate": self.gate_init is not None and self.nested,
             "inner_gate_init": self.gate_init or 0.0,
@@ -86,6 +89,7 @@ class Nesting:
             "inner_output_projection": config.inner_output_projection,
             "inner_output_projection_because": why,
             "inner_scale": config.inner_scale,
+            "inner_window": config.inner_window,
             "inner_gate": config.inner_gate,
             "gate_init": self.gate_init,
         }

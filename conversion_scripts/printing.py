@@ -128,7 +128,9 @@ def nesting(model: dict[str, Any]) -> str:
     projection = "with" if model["inner_output_projection"] else "without"
     return (
         f"{model['inner_attention']}, refines {', '.join(model['refined'])}, {projection} W_O between the levels "
-        f"({model['inner_output_projection_because']})" + ("" if model["inner_scale"] else ", no inner scale")
+        f"({model['inner_output_projection_because']})"
+        + ("" if model["inner_scale"] else ", no inner scale")
+        + (f", inner levels see {model['inner_window']} tokens" if model["inner_window"] else "")
     )
 
 

@@ -5,10 +5,10 @@ sequences with a window are in tests/test_modeling_nexus.py, generation in tests
 
 import pytest
 import torch
+from arms import SHAPE, build
 from transformers import DynamicCache, StaticCache
 
 import reference
-from arms import SHAPE, build
 from nexus_transformers import NexusConfig, NexusForCausalLM
 from nexus_transformers.modeling_nexus import block_size
 
@@ -197,7 +197,9 @@ def test_engines_with_one_window_refuse_two():
 
     AttentionInterface.register("vllm", lambda *_, **__: None)
     config = build(**WINDOWED["a window of its own"], inner_window=WINDOW).config
-    with pytest.raises(ValueError, match="knows one window, and this model has two, sliding_window=9 and inner_window=5"):
+    with pytest.raises(
+        ValueError, match="knows one window, and this model has two, sliding_window=9 and inner_window=5"
+    ):
         NexusForCausalLM._from_config(config, attn_implementation="vllm")
     with pytest.raises(ValueError, match="knows one window.*use `generate`"):
         NexusForCausalLM(config).init_continuous_batching()

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from arms import build, each_arm
 from torch.utils.flop_counter import FlopCounterMode
 
-from arms import build, each_arm
 from nexus_transformers import NexusForCausalLM, NexusModel
 
 IDS = torch.randint(1, 64, (2, 20), generator=torch.Generator().manual_seed(1))

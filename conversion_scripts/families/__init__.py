@@ -44,7 +44,7 @@ LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")  # its number, in the name of a 
 NESTING_FIELDS = frozenset(
     """
     attention_order refine_query refine_key refine_value inner_attention inner_output_projection inner_scale inner_gate
-    inner_gate_init use_cache classifier_dropout
+    inner_gate_init inner_window use_cache classifier_dropout
     """.split()
 )
 
@@ -135,6 +135,9 @@ class Family:
         The config of this architecture that says what `config` says of the last level of every layer, gates and inner
         levels left out. Raises `ConversionError`, naming the field, if this architecture cannot say it.
         """
+        config = deepcopy(config)
+        if not windowed_layers(config):  # the inner levels may have one
+            config.sliding_window = config.sliding_layers = None
         fields = {source: deepcopy(getattr(config, target)) for source, target in self.config.items()}
         if config.head_dim == config.hidden_size // config.num_attention_heads:
             if not hasattr(CONFIG_MAPPING[self.model_type], "head_dim"):  # read where it is given, but rarely given
@@ -208,7 +211,8 @@ def check_rope_numbers(rope: dict[str, Any]) -> None:
 def decoder_fields(config: NexusConfig) -> dict[str, Any]:
     """Every field that the function of the last levels depends on. Two configs that mean the same have the same."""
     fields = {name: getattr(config, name) for name in NexusConfig.__annotations__ if name not in NESTING_FIELDS}
-    return fields | {"sliding_layers": windowed_layers(config)}
+    windowed = windowed_layers(config)
+    return fields | {"sliding_layers": windowed, "sliding_window": config.sliding_window if windowed else None}
 
 
 FAMILIES = {

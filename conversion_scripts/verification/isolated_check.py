@@ -257,7 +257,8 @@ def compare_models(request: dict, prompt: list[int], texts: list[list[int]]) -> 
         batches = probes.passages(texts, vocab_size, count, length)
         prompt = prompt[:length] or batches[0][:8]
         afforded = probes.AFFORDED / source.num_parameters()
-        lengths = {name: start + probes.BEYOND for name, start in probes.thresholds(source.config).items()}
+        inner = {"inner_window": request["inner_window"]} if request["inner_window"] else {}
+        lengths = {name: start + probes.BEYOND for name, start in (probes.thresholds(source.config) | inner).items()}
         reached = {name: end for name, end in lengths.items() if length < end <= afforded}
         result["run_past"] = sorted(name for name, end in lengths.items() if end <= max(length, *reached.values(), 0))
         result["not_run_past"] = sorted(lengths.keys() - result["run_past"])

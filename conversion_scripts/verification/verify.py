@@ -169,6 +169,7 @@ def compare_functions(
         "rope_parameters": source.config.rope_parameters,
         "dtype": str(dtype).removeprefix("torch."),
         "attn_implementation": "sdpa",
+        "inner_window": nexus.config.inner_window,
         "attention_order": 1 if nested_without_gates else None,
         "has_tokenizer": has_tokenizer(nexus.folder),
         "layer_by_layer": layer_by_layer and source.gguf_file is None,

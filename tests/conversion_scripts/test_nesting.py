@@ -27,6 +27,8 @@ ARMS = {
     },
     "self": {"inner_attention": "self", "order": [2, 1, 3]},
     "without the inner scale": {"inner_scale": False},
+    "inner window": {"inner_window": 6, "order": 3},
+    "inner window, separate": {"inner_window": 6, "inner_attention": "separate"},
 }
 
 

@@ -398,6 +398,21 @@ def test_half_of_the_check_is_on_random_tokens_and_some_beyond_the_window(tmp_pa
         verify(source, out)
 
 
+def test_the_check_goes_beyond_the_window_of_the_inner_levels_and_the_way_back_has_none(tmp_path, nexus):
+    source = checkpoints.llama(tmp_path / "source", max_position_embeddings=1024)
+    out, back = tmp_path / "out", tmp_path / "back"
+    status, text, _ = nexus("convert", source, out, "--inner-window", "300", "--json")
+    figures = json.loads(text)["verification"]
+    assert (status, figures["run_past"], figures["not_run_past"]) == (0, ["inner_window"], [])
+    config = json.loads((out / "config.json").read_text())
+    assert (config["inner_window"], config["sliding_window"], config["sliding_layers"]) == (300, 300, [])
+    assert "attend to the last 300 tokens" in (out / "README.md").read_text()
+    convert_to_source(out, back, verify=False)
+    kept = json.loads((source / "config.json").read_text())
+    assert kept.items() <= json.loads((back / "config.json").read_text()).items()
+    assert "window" not in (back / "config.json").read_text()
+
+
 def test_a_source_that_cannot_be_run_is_what_the_message_names(source, tmp_path, nexus):
     out = tmp_path / "out"
     convert(source, out, verify=False)

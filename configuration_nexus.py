@@ -21,6 +21,7 @@ if release(transformers.__version__) < release(TESTED_TRANSFORMERS[0]):
 from collections.abc import Iterator  # noqa: E402
 from dataclasses import fields  # noqa: E402
 from difflib import get_close_matches  # noqa: E402
+from functools import lru_cache  # noqa: E402
 from typing import NamedTuple  # noqa: E402
 
 from huggingface_hub.dataclasses import strict  # noqa: E402
@@ -236,13 +237,11 @@ class NexusConfig(PreTrainedConfig):
     @property
     def layer_orders(self) -> list[int]:
         """The attention order of each decoder layer, `num_layers` entries."""
-        order = self.attention_order
-        return [order] * self.num_layers if isinstance(order, int) else list(order)
+        return self.plan().layer_orders
 
     def refined(self, order: int, level: int) -> list[str]:
         """The branches that an inner level of a layer of this order refines: values in the last one only."""
-        flags = {"query": self.refine_query, "key": self.refine_key, "value": self.refine_value and level == order - 1}
-        return [branch for branch in BRANCHES if flags[branch]]
+        return self.plan().refined(order, level)
 
     def settle_windows(self):
         """
@@ -255,28 +254,18 @@ class NexusConfig(PreTrainedConfig):
     @property
     def windowed_layers(self) -> set[int]:
         """The layers with a window of their own."""
-        if self.sliding_window is None:
-            return set()
-        return set(range(self.num_layers) if self.sliding_layers is None else self.sliding_layers)
+        return self.plan().windowed_layers
 
-    def attention_calls(self) -> list[list[AttentionCall]]:
+    def plan(self) -> "Plan":
+        fields = vars(self)  # what `self.` costs in a PreTrainedConfig adds up: caches ask for it once per slot
+        values = (fields[name] for name in Plan._fields)
+        return Plan(*(tuple(value) if isinstance(value, list) else value for value in values))
+
+    def attention_calls(self) -> tuple[tuple[AttentionCall, ...], ...]:
         """The attention calls of each decoder layer, in the order in which it makes them."""
         if self.inner_attention not in CALLS:
             raise ValueError(f"inner_attention={self.inner_attention!r}: choose 'shared', 'separate' or 'self'.")
-        windowed = self.windowed_layers
-        layers, slot = [], -1
-        for layer, order in enumerate(self.layer_orders):
-            own_window = self.sliding_window if layer in windowed else None
-            layers.append([])
-            for call in CALLS[self.inner_attention](self, order):
-                window, mask, stores = own_window, "sliding_attention" if own_window else "full_attention", call.stores
-                if self.inner_window is not None and call.level < order:
-                    window, mask = min(self.inner_window, own_window or self.inner_window), "inner_attention"
-                elif self.inner_window is not None and own_window is None:
-                    stores = {"key", "value"}  # the slots of the inner levels do not have the values of all tokens
-                slot += bool(stores)
-                layers[-1].append(call._replace(slot=slot, window=window, mask=mask, stores=stores))
-        return layers
+        return attention_calls(self.plan())
 
     @property
     def num_hidden_layers(self) -> int:
@@ -395,35 +384,84 @@ class NexusConfig(PreTrainedConfig):
             )
 
 
-def shared_calls(config: NexusConfig, order: int) -> Iterator[AttentionCall]:
+class Plan(NamedTuple):
+    """The fields of a config that its attention calls depend on."""
+
+    inner_attention: str
+    attention_order: int | tuple[int, ...]
+    num_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    sliding_window: int | None
+    sliding_layers: tuple[int, ...] | None
+    inner_window: int | None
+    refine_query: bool
+    refine_key: bool
+    refine_value: bool
+
+    @property
+    def layer_orders(self) -> list[int]:
+        order = self.attention_order
+        return [order] * self.num_layers if isinstance(order, int) else list(order)
+
+    @property
+    def windowed_layers(self) -> set[int]:
+        if self.sliding_window is None:
+            return set()
+        return set(range(self.num_layers) if self.sliding_layers is None else self.sliding_layers)
+
+    def refined(self, order: int, level: int) -> list[str]:
+        flags = {"query": self.refine_query, "key": self.refine_key, "value": self.refine_value and level == order - 1}
+        return [branch for branch in BRANCHES if flags[branch]]
+
+    def call(self, name: str, level: int, projects: set[str], stores: set[str]) -> AttentionCall:
+        return AttentionCall(name, level, projects, stores, self.num_attention_heads, self.num_key_value_heads)
+
+
+@lru_cache(maxsize=64)
+def attention_calls(plan: Plan) -> tuple[tuple[AttentionCall, ...], ...]:
+    windowed = plan.windowed_layers
+    layers, slot = [], -1
+    for layer, order in enumerate(plan.layer_orders):
+        own_window = plan.sliding_window if layer in windowed else None
+        calls = []
+        for call in CALLS[plan.inner_attention](plan, order):
+            window, mask, stores = own_window, "sliding_attention" if own_window else "full_attention", call.stores
+            if plan.inner_window is not None and call.level < order:
+                window, mask = min(plan.inner_window, own_window or plan.inner_window), "inner_attention"
+            elif plan.inner_window is not None and own_window is None:
+                stores = {"key", "value"}  # the slots of the inner levels do not have the values of all tokens
+            slot += bool(stores)
+            calls.append(call._replace(slot=slot, window=window, mask=mask, stores=stores))
+        layers.append(tuple(calls))
+    return tuple(layers)
+
+
+def shared_calls(plan: Plan, order: int) -> Iterator[AttentionCall]:
     for level in range(1, order + 1):
-        projects = set(config.refined(order, level - 1)) if level > 1 else set(BRANCHES)
+        projects = set(plan.refined(order, level - 1)) if level > 1 else set(BRANCHES)
         stores = projects - {"query"}
         if stores:
             stores.add("key")  # a slot needs keys
-        yield call("outer" if level == order else f"inner_{level}", level, projects, stores, config)
+        yield plan.call("outer" if level == order else f"inner_{level}", level, projects, stores)
 
 
-def separate_calls(config: NexusConfig, order: int) -> Iterator[AttentionCall]:
+def separate_calls(plan: Plan, order: int) -> Iterator[AttentionCall]:
     everything = set(BRANCHES)
-    for branch in config.refined(order, level=1) if order > 1 else []:
-        yield call(f"inner_{branch}.attention", 1, everything, {"key", "value"}, config)
-    yield call("outer", order, everything, {"key", "value"}, config)
+    for branch in plan.refined(order, level=1) if order > 1 else []:
+        yield plan.call(f"inner_{branch}.attention", 1, everything, {"key", "value"})
+    yield plan.call("outer", order, everything, {"key", "value"})
 
 
-def self_calls(config: NexusConfig, order: int) -> Iterator[AttentionCall]:
+def self_calls(plan: Plan, order: int) -> Iterator[AttentionCall]:
     """An inner call attends to what it queries with, and mixes the same: its keys are its values."""
     for level in range(1, order):
-        for branch in config.refined(order, level):
-            heads = config.num_attention_heads if branch == "query" else config.num_key_value_heads
+        for branch in plan.refined(order, level):
+            heads = plan.num_attention_heads if branch == "query" else plan.num_key_value_heads
             projects = {branch} if level == 1 else set()
             yield AttentionCall(f"inner_{branch}_{level}", level, projects, {"key"}, heads, heads)
-    projects = set(BRANCHES) - set(config.refined(order, level=1) if order > 1 else [])
-    yield call("outer", order, projects, {"key", "value"}, config)
-
-
-def call(name: str, level: int, projects: set[str], stores: set[str], config: NexusConfig) -> AttentionCall:
-    return AttentionCall(name, level, projects, stores, config.num_attention_heads, config.num_key_value_heads)
+    projects = set(BRANCHES) - set(plan.refined(order, level=1) if order > 1 else [])
+    yield plan.call("outer", order, projects, {"key", "value"})
 
 
 CALLS = {"shared": shared_calls, "separate": separate_calls, "self": self_calls}

@@ -289,8 +289,8 @@ def refuse_other_slots(cache: Cache | None, slots: int) -> None:
     """Raises `ValueError` if a cache was begun with other orders: the same numbers would be other calls."""
     if isinstance(cache, Cache) and len(cache.layers) not in (0, slots) and cache.get_seq_length() > 0:
         raise ValueError(
-            f"This cache has {len(cache.layers)} slots, and the model {slots}: it was begun by another model, or before "
-            "`skip_closed_levels` or `restore_levels`. Begin a new one."
+            f"This cache has {len(cache.layers)} slots, and the model {slots}: it was begun by another model, or "
+            "before `skip_closed_levels` or `restore_levels`. Begin a new one."
         )
 
 

@@ -201,7 +201,7 @@ def test_engines_with_one_window_refuse_two():
         ValueError, match="knows one window, and this model has two, sliding_window=9 and inner_window=5"
     ):
         NexusForCausalLM._from_config(config, attn_implementation="vllm")
-    with pytest.raises(ValueError, match="knows one window.*use `generate`"):
+    with pytest.raises(ValueError, match=r"knows one window.*use `generate`"):
         NexusForCausalLM(config).init_continuous_batching()
 
 

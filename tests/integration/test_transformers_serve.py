@@ -4,17 +4,16 @@ import socket
 import time
 
 import pytest
+from transformers import AutoTokenizer
 
 from doc_pages import ROOT, blocks
 from nexus_transformers import NexusForCausalLM
 from nexus_transformers.conversion_scripts.convert import convert
 
-for name in ("fastapi", "uvicorn", "openai"):
-    pytest.importorskip(name)
-
-from openai import APIConnectionError, OpenAI
-from transformers import AutoTokenizer
-from transformers.cli.serving import model_manager
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+openai = pytest.importorskip("openai")
+model_manager = pytest.importorskip("transformers.cli.serving.model_manager")
 
 CHAT = [{"role": "user", "content": "What is a class?"}]
 
@@ -44,12 +43,12 @@ def client(folder, monkeypatch):
     monkeypatch.chdir(folder)
     names = {}
     exec(code.replace("Serve(", "server = Serve("), names)
-    client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
     for _ in range(100):
         try:
             client.models.list()
             break
-        except APIConnectionError:
+        except openai.APIConnectionError:
             time.sleep(0.1)
     yield client
     names["server"].kill_server()

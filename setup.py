@@ -43,6 +43,7 @@ EXTRAS = {
         "datasets>=5,<6",
         "onnxscript>=0.7",  # writes ONNX
         "onnxruntime>=1.32",
+        "tensorboardX>=2.6",  # Trainer's `report_to="tensorboard"`
         "fastapi>=0.165",  # `transformers serve`, with the next two
         "uvicorn>=0.54",
         "openai>=3.57",

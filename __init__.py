@@ -6,6 +6,7 @@ import transformers
 
 from . import modeling_nexus
 from .configuration_nexus import AUTO_MAP, NexusConfig
+from .gate_callback import GateCallback
 from .modeling_nexus import (
     NexusForCausalLM,
     NexusForQuestionAnswering,
@@ -36,6 +37,7 @@ else:
             _targets.setdefault("nexus", _targets["llama"])
 
 __all__ = [
+    "GateCallback",
     "NexusConfig",
     "NexusForCausalLM",
     "NexusForQuestionAnswering",

@@ -43,6 +43,10 @@ EXTRAS = {
         "datasets>=5,<6",
         "onnxscript>=0.7",  # writes ONNX
         "onnxruntime>=1.32",
+        "tensorboardX>=2.6",  # Trainer's `report_to="tensorboard"`
+        "fastapi>=0.165",  # `transformers serve`, with the next two
+        "uvicorn>=0.54",
+        "openai>=3.57",
     ],
     # Its reasoning tasks. Not in `dev`: a package that it needs, pycosat, comes as source and wants a C compiler.
     "evidence": ["nexus-transformers[gguf,plot]", "peft>=0.21,<1", "reasoning-gym>=0.1.25,<1"],

@@ -23,6 +23,11 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
 from transformers.utils import cached_file
 
+try:
+    from nexus_transformers import GateCallback  # logs the gates while they train
+except ImportError:  # the model folder brings all that is needed
+    GateCallback = None
+
 # The best of three or four rates for SmolLM2-135M and 40 steps of text. Search again for your model and data.
 LEARNING_RATES = {"lora": 3e-3, "all": 1e-4}
 GATE_LEARNING_RATE = 3e-3
@@ -69,18 +74,26 @@ def optimizer(model, learning_rate: float | None, gate_learning_rate: float) -> 
     return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
 
 
-def plot_gates(gates: dict[str, float], file: Path) -> None:
+def plot_gates(gates: dict[str, float], log: list[dict], file: Path) -> None:
+    """Each gate after training and, if `log` has them, how they got there."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axes = figure.subplots()
+    history = [entry for entry in log if "gates/mean" in entry]
+    rows = 2 if history else 1
+    figure = Figure(figsize=(9, 3.6 * rows), layout="constrained")
+    axes, *below = figure.subplots(rows, squeeze=False)[:, 0]
     for offset, (branch, colour) in enumerate((("query", "#3b6fb6"), ("key", "#e0812c"))):
         values = {int(name.split(".")[2]): value for name, value in gates.items() if f".{branch}_gate_1" in name}
         axes.bar([x + 0.4 * offset - 0.2 for x in values], values.values(), width=0.4, color=colour, label=branch)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel="layer", ylabel="gate (0 closed, 1 fully nested)", title="Gates after training")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    for trace in below:
+        for name in ("gates/mean", "gates/largest"):
+            trace.plot([entry["step"] for entry in history], [entry[name] for entry in history], label=name)
+        trace.set(xlabel="step", ylabel="size", title="Gates while they train")
+    for each in figure.axes:
+        each.legend(frameon=False)
+        each.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=150)
 
 
@@ -108,7 +121,8 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, help="of adapters or weights; by default 3e-3 and 1e-4")
     parser.add_argument("--gate-learning-rate", type=float, default=GATE_LEARNING_RATE)
     parser.add_argument("--eval-blocks", type=int, default=24, help="held-out blocks that the loss is measured on")
-    parser.add_argument("--plot", type=Path, help="write a bar chart of the gates here")
+    parser.add_argument("--plot", type=Path, help="write a picture of the gates here")
+    parser.add_argument("--report-to", default="none", help="where losses and gates go, such as tensorboard")
     args = parser.parse_args()
     set_seed(0)
 
@@ -130,7 +144,7 @@ def main() -> None:
             warmup_steps=max(1, args.steps // 10),
             logging_steps=max(1, args.steps // 8),
             save_strategy="no",
-            report_to="none",
+            report_to=args.report_to,
             dataloader_pin_memory=torch.cuda.is_available(),
         ),
         train_dataset=train,
@@ -140,6 +154,8 @@ def main() -> None:
             None,  # the schedule: Trainer makes the one that its arguments name
         ),
     )
+    if GateCallback is not None:
+        trainer.add_callback(GateCallback(trainer))
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]
@@ -161,7 +177,7 @@ def main() -> None:
     )
     write_card(args.model, args.out, trained)
     if args.plot:
-        plot_gates(gates, args.plot)
+        plot_gates(gates, trainer.state.log_history, args.plot)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ PARTS = {
     "interrupt": "interrupt",
     "configuration": "configuration_nexus",
     "modeling": "modeling_nexus",
+    "training": "gate_callback",
     "package": "__init__",
     "tokenization": "tokenization",
     "progress": "conversion_scripts/progress",
@@ -44,7 +45,8 @@ MAY_IMPORT = {
     "interrupt": "",
     "configuration": "",
     "modeling": "configuration",  # both travel to the Hub
-    "package": "configuration modeling interrupt",
+    "training": "",
+    "package": "configuration modeling training interrupt",
     "tokenization": "errors bounded",
     "progress": "",
     "printing": "errors",

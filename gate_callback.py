@@ -1,0 +1,38 @@
+"""Gates while they train: a callback of Trainer that logs them, to whatever Trainer reports to."""
+
+import re
+from typing import TYPE_CHECKING
+
+from transformers import TrainerCallback
+
+if TYPE_CHECKING:  # a second to import
+    from transformers import Trainer
+
+
+class GateCallback(TrainerCallback):
+    """
+    Logs the gates of a Nexus model whenever Trainer logs a loss: `gates/mean` and `gates/largest`, of their absolute
+    values, and each gate, such as `gates/layer_0/query_1`, for level 1. The single ones go to what Trainer reports to
+    only: without it (`report_to="none"`) they would fill the terminal.
+
+        trainer.add_callback(GateCallback(trainer))
+
+    A model without gates logs nothing. One under PEFT is logged too.
+    """
+
+    def __init__(self, trainer: "Trainer"):
+        self.trainer = trainer
+
+    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
+        if "loss" not in logs:  # an evaluation, the summary at the end, or what is logged here
+            return
+        gates = {short_name(name): gate.item() for name, gate in model.gates().items()}
+        if gates:
+            sizes = [abs(gate) for gate in gates.values()]
+            metrics = {"gates/mean": sum(sizes) / len(sizes), "gates/largest": max(sizes)}
+            self.trainer.log(metrics | (gates if args.report_to else {}))
+
+
+def short_name(name: str) -> str:
+    """`...model.layers.0.self_attn.inner_norm.query_gate_1` -> `gates/layer_0/query_1`."""
+    return re.sub(r".*layers\.(\d+)\..*?(\w+)_gate_(\d+)", r"gates/layer_\1/\2_\3", name)

@@ -15,7 +15,7 @@ from common import costs
 from common.report import fill, table
 from nexus_transformers import NexusConfig
 
-from .speed_cases import QWEN, VARIANTS, Shape
+from .speed_cases import QWEN, VARIANTS, WINDOW, Shape
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER / "PROJECTION.md"
@@ -35,7 +35,7 @@ SHAPES = {  # Qwen2.5-1.5B, Qwen2.5-7B, Llama 3 70B
     "70B": Shape(8192, 28672, 80, 64, 8, 128256, tie_word_embeddings=False),
 }
 NESTINGS = {"standard": VARIANTS["order 1"]}
-NESTINGS |= {name: VARIANTS[name] for name in ("order 2", "order 2, queries only", "first layer only")}
+NESTINGS |= {name: VARIANTS[name] for name in ("order 2", WINDOW, "order 2, queries only", "first layer only")}
 LENGTHS = (8192, 32768, 131072)
 GPUS = (1, 2, 4, 8, 16, 32, 64)
 

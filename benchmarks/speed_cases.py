@@ -12,6 +12,8 @@ from nexus_transformers import NexusConfig, NexusForCausalLM
 TRAINING = ("train", "train checkpointed")
 LLAMA = "llama"
 CONTROL = "llama again"  # a second Llama, measured as if it were a rival: how far from 1 noise alone gets
+WINDOW = "order 2, window 64"
+CLOSED = "closed gates, skipped"  # by `skip_closed_levels`
 
 VARIANTS = {
     CONTROL: None,
@@ -24,10 +26,13 @@ VARIANTS = {
     "separate": {"attention_order": 2, "inner_attention": "separate"},
     "self": {"attention_order": 2, "inner_attention": "self"},
     "first layer only": {"attention_order": [2]},  # filled up with order 1
+    WINDOW: {"attention_order": 2, "inner_window": 64},
+    CLOSED: {"attention_order": 2, "inner_gate": True},
 }
 FEW = (CONTROL, "order 1", "order 2", "order 3", "order 2, queries only", "first layer only")
 BRIEF = (CONTROL, "order 2", "order 3")  # for the larger shapes
 TRAINED = (CONTROL, "order 1", "order 2", "first layer only")  # what the targets of training name
+WINDOWED = (CONTROL, "order 2", WINDOW)
 COMPILED = ("order 1", "order 2", "first layer only")  # compiling takes longer than measuring
 
 
@@ -122,11 +127,16 @@ def cases(preset: str) -> list[Case]:
         ]
     if preset == "targets":
         return [
-            Case(whole, "prefill", 1, 512, variants=everything, weight=24, judged=True),
-            Case(whole, "decode", 1, 1024, variants=everything, weight=15, judged=True),
+            Case(whole, "prefill", 1, 512, variants=(*FEW, CLOSED), judged=True, rounds=15),
+            Case(whole, "decode", 1, 1024, variants=(*FEW, CLOSED), judged=True, rounds=15),
             # a round of training scatters by 3 %: only many of them tell
-            Case(whole, "train", 1, 512, variants=TRAINED, judged=True, rounds=24),
-            Case(whole, "train checkpointed", 1, 512, variants=(CONTROL, "order 2"), judged=True, rounds=12),
+            Case(whole, "train", 1, 512, variants=TRAINED, judged=True, rounds=15),
+            Case(whole, "train checkpointed", 1, 512, variants=(CONTROL, "order 2"), judged=True, rounds=9),
+            Case(whole, "prefill", 1, 2048, variants=WINDOWED, judged=True, rounds=6),
+            Case(whole, "prefill", 1, 4096, variants=WINDOWED, judged=True, rounds=6),
+            Case(whole, "decode", 1, 4096, variants=WINDOWED, judged=True, rounds=9),
+            Case(whole, "train", 1, 2048, variants=(CONTROL, WINDOW), judged=True, rounds=6),
+            Case(whole, "prefill", 1, 2048, "bfloat16", variants=WINDOWED, judged=True, rounds=6),
         ]
     chosen = [
         Case(whole, "prefill", 8, 128, variants=everything, weight=5),
@@ -177,5 +187,7 @@ def build(
         assert not unexpected and all(".inner_" in key for key in missing), (name, missing, unexpected)
         for key in missing:
             torch.nn.init.normal_(model.get_parameter(key), std=0.0 if "_gate_" in key else 0.02)
+        if name == CLOSED:
+            model.eval().skip_closed_levels()
         models[name] = model
     return models

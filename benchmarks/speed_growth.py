@@ -1,6 +1,6 @@
 """
 How cost grows with length, order, number of nested layers and batch, beside the prediction of costs.py:
-`python -m benchmarks.speed_growth` (some ten minutes on two CPU cores) writes results/speed_growth.json and .png.
+`python -m benchmarks.speed_growth` (some fifteen minutes on two CPU cores) writes results/speed_growth.json and .png.
 
 Measured as in speed.py, on a stack of SmolLM2's layers: forward passes, and training steps of the same.
 """
@@ -25,6 +25,7 @@ from .speed_report import finish, measured_and_bound, row
 LAYERS = 4
 TITLES = {
     "length": "tokens",
+    "length, window 64": "tokens, inner levels see 64",
     "order": "order of every layer",
     "nested layers": f"nested layers of {LAYERS}",
     "batch": "batch",
@@ -36,6 +37,9 @@ def points(toy: bool) -> list[dict]:
     """The figures of all panels: `variable` is what grows, `value` how far it has."""
     common = {"nesting": {"attention_order": 2}, "batch": 1, "length": 256}
     chosen = [common | {"variable": "length", "value": n, "length": n} for n in (64, 128, 256, 512, 1024, 2048)]
+    window = {"attention_order": 2, "inner_window": 64}
+    lengths = (128, 256, 512, 1024, 2048, 4096)
+    chosen += [common | {"variable": "length, window 64", "value": n, "length": n, "nesting": window} for n in lengths]
     chosen += [common | {"variable": "order", "value": n, "nesting": {"attention_order": n}} for n in (1, 2, 3, 4, 5)]
     chosen += [
         common | {"variable": "nested layers", "value": n, "nesting": {"attention_order": [2] * n}}
@@ -43,7 +47,7 @@ def points(toy: bool) -> list[dict]:
     ]
     chosen += [common | {"variable": "batch", "value": n, "batch": n, "length": 128} for n in (1, 2, 4, 8, 16)]
     if toy:
-        chosen = [each | {"batch": min(each["batch"], 2), "length": 8} for each in chosen if each["value"] in (2, 64)]
+        chosen = [each | {"batch": min(each["batch"], 2), "length": 8} for each in chosen if each["value"] in (2, 64, 128)]
     return chosen
 
 
@@ -58,14 +62,14 @@ def measure(point: dict, task: str, seconds: float, device: str, toy: bool) -> d
 
 
 def plot(report: dict, path: Path) -> None:
-    figure = Figure(figsize=(14, 3.6), layout="constrained")
+    figure = Figure(figsize=(17, 3.6), layout="constrained")
     for place, (variable, title) in enumerate(TITLES.items(), start=1):
         axis = figure.add_subplot(1, len(TITLES), place, xlabel=title)
         for task, colour in COLOURS.items():
             rows = [row for row in report["rows"] if (row["variable"], row["task"]) == (variable, task)]
             x = [row["value"] for row in rows]
             measured_and_bound(axis, x, rows, colour, task)
-        if variable in ("length", "batch"):
+        if variable.startswith("length") or variable == "batch":
             axis.set_xscale("log", base=2)
         axis.set_xticks(x, x)
         axis.minorticks_off()

@@ -47,7 +47,9 @@ def points(toy: bool) -> list[dict]:
     ]
     chosen += [common | {"variable": "batch", "value": n, "batch": n, "length": 128} for n in (1, 2, 4, 8, 16)]
     if toy:
-        chosen = [each | {"batch": min(each["batch"], 2), "length": 8} for each in chosen if each["value"] in (2, 64, 128)]
+        chosen = [
+            each | {"batch": min(each["batch"], 2), "length": 8} for each in chosen if each["value"] in (2, 64, 128)
+        ]
     return chosen
 
 

@@ -30,7 +30,11 @@ TEXTS = [
     "Exceptions are raised",
 ]
 CHAT = [{"role": "user", "content": "What is a class?"}]
-REFUSED = {"self, grouped heads": "needs as many heads in every slot", "queries only": "more than one module"}
+REFUSED = {
+    "self, grouped heads": "needs as many heads in every slot",
+    "queries only": "more than one module",
+    "two windows": "knows one window",
+}
 SERVED = "llama"  # by the server
 
 
@@ -57,6 +61,9 @@ def write() -> None:
         "queries only": {"attention_order": 2, "refine_key": False},
         "keys only": {"attention_order": 2, "refine_query": False},
         "first layer, window": {"attention_order": [2, 1], "sliding_window": 16},
+        "inner window": {"attention_order": [3, 2], "inner_window": 8},
+        "inner window, queries only": {"attention_order": 2, "refine_key": False, "inner_window": 8},
+        "two windows": {"attention_order": 2, "sliding_window": 16, "inner_window": 8},
         "order 1": {"attention_order": 1},
     }
     for name, nesting in nestings.items():

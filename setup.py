@@ -43,6 +43,8 @@ EXTRAS = {
         "datasets>=5,<6",
         "onnxscript>=0.7",  # writes ONNX
         "onnxruntime>=1.32",
+        "nbclient>=0.11",  # runs the notebook, with the next
+        "ipykernel>=7.4",
         "tensorboardX>=2.6",  # Trainer's `report_to="tensorboard"`
         "fastapi>=0.165",  # `transformers serve`, with the next two
         "uvicorn>=0.54",

@@ -1,6 +1,7 @@
 """What the user sees while something takes long: on a terminal a bar with bytes, rate and time left; piped, nothing."""
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -9,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-# Its `status` is for work whose length is not known; piped, it prints nothing.
-console = Console(stderr=True, markup=False, emoji=False)
+# Its `status` is for work whose length is not known; piped, it prints nothing, also where FORCE_COLOR is set.
+console = Console(stderr=True, markup=False, emoji=False, force_terminal=None if os.isatty(2) else False)
 
 
 @contextmanager

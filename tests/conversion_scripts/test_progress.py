@@ -1,7 +1,10 @@
 import itertools
+import os
+import runpy
 
 import pytest
 
+from nexus_transformers.conversion_scripts import progress
 from nexus_transformers.conversion_scripts.progress import alongside
 from nexus_transformers.errors import ConversionError
 
@@ -36,3 +39,11 @@ def test_work_alongside_is_given_up_when_the_body_fails(failure):
 
     with pytest.raises(failure), alongside(work, lambda amount: None):
         raise failure
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_colour_that_is_asked_for_moves_no_bar_where_nobody_watches(terminal, monkeypatch):
+    """Notebooks and CI set FORCE_COLOR, and keep every frame of a bar."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(os, "isatty", lambda descriptor: terminal)
+    assert runpy.run_path(progress.__file__)["console"].is_terminal == terminal

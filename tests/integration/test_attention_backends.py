@@ -66,16 +66,17 @@ def test_each_attention_call_is_one_that_serving_engines_recognise(arm):
         assert not list(call.parameters())
 
 
-def test_a_serving_engine_is_told_what_it_cannot_hold():
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_serving_engine_is_told_what_it_cannot_hold(engine):
     """Its slots all have as many heads; those of "self" with grouped heads do not."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register("vllm", lambda *_, **__: None)
+    AttentionInterface.register(engine, lambda *_, **__: None)
     config = build(**ARMS["self"]).config
     with pytest.raises(ValueError, match="A serving engine needs as many heads in every slot"):
-        NexusForCausalLM._from_config(config, attn_implementation="vllm")
+        NexusForCausalLM._from_config(config, attn_implementation=engine)
     for arm in ({**ARMS["self"], "num_key_value_heads": 4}, ARMS["shared"]):
-        NexusForCausalLM._from_config(build(**arm).config, attn_implementation="vllm")
+        NexusForCausalLM._from_config(build(**arm).config, attn_implementation=engine)
 
 
 def test_one_forward_calls_the_attention_function_as_serving_engines_look_for_it():
@@ -122,3 +123,50 @@ def test_the_keywords_of_a_forward_reach_every_attention_call():
     model(torch.randint(1, 64, (1, 5)), use_cache=False, engine_state="state")
     shapes = (torch.Size([1, 4, 5, 8]), torch.Size([1, 2, 5, 8]), torch.Size([1, 2, 5, 8]))
     assert seen == [(0, "state", *shapes), (1, "state", *shapes), (2, "state", *shapes)]
+
+
+class Slot:
+    """What SGLang has for each slot of the cache: attention over flat tokens, all slots with as many heads."""
+
+    def __init__(self, config):
+        self.heads, self.grouped, self.size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.calls = 0
+
+    def __call__(self, query, key, value, batch):
+        assert batch == "batch"
+        self.calls += 1
+        query, key, value = (
+            flat.view(1, flat.shape[0], heads, self.size).transpose(1, 2)
+            for flat, heads in ((query, self.heads), (key, self.grouped), (value, self.grouped))
+        )
+        out = nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=self.scaling, enable_gqa=True
+        )
+        return out.transpose(1, 2).flatten(2)[0]  # (tokens, H*d)
+
+
+def as_sglang(module, query, key, value, mask, scaling=None, attention_instances=None, forward_batch=None, **kwargs):
+    """The rule of SGLang's Transformers backend: the slot by its number, flat tokens in, flat tokens out."""
+    slot = attention_instances[module.layer_idx]
+    slot.scaling = float(scaling)
+    query, key, value = (x.transpose(1, 2).reshape(x.shape[-2], -1) for x in (query, key, value))
+    return slot(query, key, value, forward_batch), None
+
+
+@pytest.mark.parametrize("arm", [arm for arm in NESTINGS if arm != "window"])
+def test_sglang_s_rule_gives_the_logits_of_transformers(arm):
+    """The rule, not SGLang, which was never run. Tolerance 1e-4: the order of summation differs."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("sglang", as_sglang)
+    model = build(**NESTINGS[arm])
+    ids = torch.randint(1, 64, (1, 21))
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits
+        model.set_attn_implementation("sglang")
+        slots = [Slot(model.config) for _ in range(model.config.num_hidden_layers)]
+        actual = model(ids, use_cache=False, attention_instances=slots, forward_batch="batch").logits
+        wrong = model(ids.flip(1), use_cache=False, attention_instances=slots, forward_batch="batch").logits
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+    assert (wrong - expected).abs().max() > 0.1
+    assert [slot.calls for slot in slots] == [2] * len(slots), "each slot once per forward pass"

@@ -26,11 +26,18 @@ class GateCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, model=None, **kwargs):
         if "loss" not in logs:  # an evaluation, the summary at the end, or what is logged here
             return
-        gates = {short_name(name): gate.item() for name, gate in model.gates().items()}
+        gates = gate_values(model)
         if gates:
             sizes = [abs(gate) for gate in gates.values()]
             metrics = {"gates/mean": sum(sizes) / len(sizes), "gates/largest": max(sizes)}
             self.trainer.log(metrics | (gates if args.report_to else {}))
+
+
+def gate_values(model) -> dict[str, float]:
+    """Every gate by its short name. Under FSDP2 a gate lies on one process, and all have to call this."""
+    gates = {short_name(name): gate.detach() for name, gate in model.gates().items()}
+    whole = {name: gate.full_tensor() if hasattr(gate, "full_tensor") else gate for name, gate in gates.items()}
+    return {name: gate.item() for name, gate in whole.items()}
 
 
 def short_name(name: str) -> str:

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.distributed import DistributedConfig
 
 from nexus_transformers import NexusConfig, NexusForCausalLM
+from nexus_transformers.gate_callback import gate_values
 
 
 def load(folder: Path, kind: str, without_rules: list[str]) -> NexusForCausalLM:
@@ -81,6 +82,7 @@ def run(case: dict, folder: Path, ids: torch.Tensor) -> dict:
     if kind != "tp":
         torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3).step()
         result["stepped"] = {name: whole(parameter) for name, parameter in model.named_parameters()}
+        result["logged"] = gate_values(model)
     if kind == "tp":
         arguments = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
         result["tokens"] = model.eval().generate(ids[:2], **arguments)

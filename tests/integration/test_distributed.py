@@ -19,6 +19,7 @@ import checkpoints
 import nexus_transformers
 from isolated import run_isolated
 from nexus_transformers import NexusConfig, NexusForCausalLM
+from nexus_transformers.gate_callback import short_name
 
 ROOT = Path(nexus_transformers.__file__).parent
 EXAMPLE = ROOT / "examples" / "pretrain_distributed.py"
@@ -155,6 +156,8 @@ def test_data_parallel_training_replicated_and_sharded_trains_the_same(tmp_path)
                 for key, (rows, *others) in shapes.items():
                     kept = (rows + 1) // 2 if rank == 0 else rows // 2  # a gate of shape (1,) lies on rank 0
                     assert result["local_shapes"][key] == [kept, *others], (name, rank, key)
+            logged = {short_name(key): result["stepped"][key].item() for key in model.gates()}
+            assert result["logged"] == logged, "GateCallback tells the whole gates on every process"
             if case.get("other_data"):
                 assert worst(result["gradients"], gradients)[0] > 0.1, "the comparison would not notice"
                 assert worst(result["stepped"], stepped)[0] > 1e-3, "the comparison would not notice"

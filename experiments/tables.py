@@ -13,6 +13,7 @@ TITLES = {
     "rank": "What a logit can depend on",
     "language": "Language modelling from scratch",
     "forms": "Which form is the default",
+    "window": "How far inner levels have to see",
     "retrofit": "Retrofit of SmolLM2-135M",
 }
 
@@ -153,6 +154,26 @@ def recalled_forms() -> str:
     return table("| answers right | 8 pairs | 32 pairs | rate |", rows)
 
 
+def windows() -> str:
+    rows = [
+        [name, figure(row["bits_per_byte"]), f"{row['learning_rate']:g}", row["steps"]]
+        for name, row in summaries()["window"]["language"].items()
+    ]
+    return table("| inner levels see | held-out bits per byte, equal compute | rate | steps |", rows)
+
+
+def answers_by_window() -> str:
+    tasks = {task: rows for task, rows in summaries()["window"].items() if task != "language"}
+    units = {"recall": "recall, {} pairs", "induction": "induction, {} tokens", "hops": "pointer chasing, hops: {}"}
+    whole = {task: list(rows["no window"]["accuracy"]) for task, rows in tasks.items()}
+    head = [units[task].format(size) for task, sizes in whole.items() for size in sizes]
+    rows = [
+        [name, *(percent(rows[name]["accuracy"][size]) for task, rows in tasks.items() for size in whole[task])]
+        for name in tasks["recall"]
+    ]
+    return table(f"| answers right | {' | '.join(head)} |", rows)
+
+
 def gates() -> str:
     found = json.loads((RESULTS / "gates.json").read_text())["summary"]
     rows = [[form, *map(figure, losses.values())] for form, losses in found.items() if form != "source"]
@@ -222,6 +243,8 @@ BLOCKS = {
     "map": nestings,
     "forms": forms,
     "recall of the forms": recalled_forms,
+    "windows": windows,
+    "answers by window": answers_by_window,
     "gates": gates,
     **{stage: partial(rates, stage) for stage in (f"{size}learning rates" for size in ("", "longer, ", "larger, "))},
     "Shakespeare": partial(retrofit, "Shakespeare"),

@@ -10,7 +10,7 @@ from experiments import forms
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["forms", "gates"])
+@pytest.mark.parametrize("name", ["forms", "window", "gates"])
 def test_at_toy_size(name, tmp_path):
     report = importlib.import_module(f"experiments.{name}").main(Namespace(out=tmp_path, workers=1, quick=True))
     assert report["finished"] and report["summary"] and report["cpu_hours"] < 0.1

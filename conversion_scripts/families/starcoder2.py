@@ -16,7 +16,12 @@ RULES = {
     },
     "computed": switch("use_bias", "attention_bias", "mlp_bias"),
     "fixed": {"norm_type": "layernorm", "mlp_gated": False},
-    "ignored": frozenset({"residual_dropout", "embedding_dropout"}),
+    "ignored": frozenset(
+        """
+        activation_function attention_softmax_in_fp32 embedding_dropout layer_norm_epsilon residual_dropout rms_norm_eps
+        scale_attention_softmax_in_fp32 scale_attn_weights
+        """.split()
+    ),
     "required": {"mlp_type": "default", "norm_type": "layer_norm"},  # in config.json of the published checkpoints
     "weights": {
         **same_names(parameters(EMBEDDINGS, "weight") + parameters([*ATTENTION, *NORMS], "weight", "bias")),

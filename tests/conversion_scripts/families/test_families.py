@@ -145,7 +145,8 @@ def function_fields(config) -> dict:
     inert |= {"max_window_layers", *ROPE_FIELDS}  # they are in `layer_types` and `rope_parameters`
     if config.rope_parameters["rope_type"] != "longrope":
         inert.add("original_max_position_embeddings")
-    return {name: value for name, value in config.to_dict().items() if name not in inert}
+    derived = ("head_dim", config.hidden_size // config.num_attention_heads)
+    return {name: value for name, value in config.to_dict().items() if name not in inert and (name, value) != derived}
 
 
 # The function
@@ -460,6 +461,12 @@ PUBLISHED = {  # parameters, and what is easily lost on the way
     "microsoft/Phi-3-medium-4k-instruct": (13_960_238_080, {"num_key_value_heads": 10}),
     "microsoft/Phi-4-mini-instruct": (3_836_021_760, {"tie_word_embeddings": True}),
     "microsoft/phi-4": (14_659_507_200, {"sliding_window": None}),
+    "bigcode/starcoder2-3b": (3_030_371_328, {"sliding_window": 4096, "tie_word_embeddings": True, "mlp_bias": True}),
+    "bigcode/starcoder2-15b": (15_957_889_024, {"tie_word_embeddings": False, "hidden_act": "gelu_pytorch_tanh"}),
+    "stabilityai/stablelm-2-1_6b": (1_644_515_328, {"attention_bias": True, "attention_out_bias": False}),
+    "stabilityai/stablelm-3b-4e1t": (2_795_443_200, {"attention_bias": False, "norm_type": "layernorm"}),
+    "ByteDance-Seed/Seed-OSS-36B-Base": (36_151_104_512, {"attention_bias": True, "attention_out_bias": False}),
+    "LGAI-EXAONE/EXAONE-4.0-1.2B": (1_279_391_488, {"sliding_window": None, "norm_position": "post"}),
 }
 ROPE = {  # where it is more than a theta: what must be in `rope_parameters`
     "EleutherAI/pythia-160m": {"partial_rotary_factor": 0.25},
@@ -469,6 +476,8 @@ ROPE = {  # where it is more than a theta: what must be in `rope_parameters`
     "meta-llama/Llama-3.1-8B-Instruct": {"rope_type": "llama3", "factor": 8.0},
     "microsoft/Phi-3-mini-128k-instruct": {"rope_type": "longrope", "original_max_position_embeddings": 4096},
     "microsoft/Phi-4-mini-instruct": {"rope_type": "longrope", "partial_rotary_factor": 0.75},
+    "stabilityai/stablelm-2-1_6b": {"partial_rotary_factor": 0.25},
+    "LGAI-EXAONE/EXAONE-4.0-1.2B": {"rope_type": "llama3", "factor": 16.0},
 }
 
 

@@ -6,7 +6,7 @@ from pydoc_data.topics import topics
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 512
 CHAT_TEMPLATE = (
@@ -32,6 +32,7 @@ _NO_HEAD_DIM = {**{name: value for name, value in SHAPE.items() if name != "head
 _NO_GROUPS = {name: value for name, value in _NO_HEAD_DIM.items() if name != "num_key_value_heads"}
 _WINDOW = {"sliding_window": 24}
 _LAST_LAYERS_WINDOWED = {"use_sliding_window": True, "max_window_layers": 1, **_WINDOW}
+_SOME_WINDOWED = ["sliding_attention", "full_attention", "sliding_attention"]
 _HALF_ROTARY = {"rope_parameters": {**SHAPE["rope_parameters"], "partial_rotary_factor": 0.5}}
 SHAPES = {  # model_type -> a shape that uses what sets the family apart; biases, where they are optional, are on
     "llama": {**SHAPE, "attention_bias": True, "mlp_bias": True},
@@ -41,7 +42,17 @@ SHAPES = {  # model_type -> a shape that uses what sets the family apart; biases
     "gpt_neox": {**_NO_GROUPS, **_HALF_ROTARY, "hidden_act": "gelu"},
     "phi3": {**_NO_HEAD_DIM, **_HALF_ROTARY, **_WINDOW},
     "olmo2": {**_NO_HEAD_DIM, "attention_bias": True},
+    "arcee": {**SHAPE, "attention_bias": True, "mlp_bias": True},
+    "cwm": {**SHAPE, **_WINDOW, "layer_types": _SOME_WINDOWED, "mlp_bias": True},
+    "exaone4": {**_NO_HEAD_DIM, "sliding_window": None, "layer_types": ["full_attention"] * 3},
+    "iquestcoder": {**SHAPE, "attention_bias": True, "mlp_bias": True},
+    "jais2": SHAPE,
+    "ministral": {**SHAPE, **_WINDOW, "layer_types": _SOME_WINDOWED},
+    "seed_oss": {**SHAPE, "attention_out_bias": True, "mlp_bias": True},
+    "stablelm": {**_NO_HEAD_DIM, **_HALF_ROTARY, "partial_rotary_factor": 0.5, "use_qkv_bias": True},
+    "starcoder2": {**_NO_HEAD_DIM, **_WINDOW, "tie_word_embeddings": False},
 }
+SHAPES = {name: shape for name, shape in SHAPES.items() if name in CONFIG_MAPPING}  # that this Transformers has
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

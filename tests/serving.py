@@ -35,6 +35,7 @@ REFUSED = {
     "queries only": "more than one module",
     "two windows": "knows one window",
 }
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "phi3", "olmo2")  # others are made of the same switches
 SERVED = "llama"  # by the server
 
 
@@ -47,7 +48,8 @@ def write() -> None:
 
     # vLLM has a kernel for heads of this size
     shape = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
-    for family, fields in checkpoints.SHAPES.items():
+    for family in FAMILIES:
+        fields = checkpoints.SHAPES[family]
         own = {name: value for name, value in shape.items() if name in fields}
         source = checkpoints.save(family, FOLDER / "sources" / family, **own)
         command = [Path(sys.executable).with_name("nexus"), "convert", source, FOLDER / family, "--order", "2"]

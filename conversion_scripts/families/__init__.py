@@ -6,15 +6,17 @@ translate to Nexus and back. A family is data; the code that applies it is here 
 import re
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ...configuration_nexus import NexusConfig
 from ...errors import ConversionError, reason_of
-from . import gpt_neox, llama, mistral, olmo2, phi3, qwen2, qwen3
 from .rules import NOTHING, Computed, WeightRule, windowed_layers
 
 # Fields of a config.json that say nothing about the function which the model computes: what PreTrainedConfig knows, or
@@ -56,24 +58,28 @@ class Family:
 
     Args:
         model_type: as in the source's config.json.
+        models: which are of it, for the documentation.
         config: source field -> NexusConfig field of the same value.
         weights: source tensor name -> rule, `*` standing for the layer number on both sides.
         computed: fields that are not the same value under another name.
         fixed: NexusConfig field -> the value that is built into this architecture, where it is not the default.
-        ignored: source fields that its modelling code does not read.
-        required: source field -> the only value that Nexus can reproduce; an absent field is fine.
+        ignored: source fields that its modelling code does not read, or only to train: other dropouts than attention's.
+        required: source field -> the only value that Nexus can reproduce.
+        because: such a field -> why, where it is not that Nexus has no switch for it.
         partial_rotary: its modelling code can rotate a part of each head only.
         optional: Nexus tensors that a source may lack (a tied output projection).
         saved_as: name in the state dict of Transformers' class -> name in files, where they are not the same.
     """
 
     model_type: str
+    models: str
     config: dict[str, str]
     weights: dict[str, WeightRule]
     computed: Computed = NOTHING
     fixed: dict[str, Any] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
     required: dict[str, Any] = field(default_factory=dict)
+    because: dict[str, str] = field(default_factory=dict)
     partial_rotary: bool = False
     optional: frozenset[str] = frozenset({"lm_head.weight"})
     saved_as: dict[str, str] = field(default_factory=dict)
@@ -101,10 +107,10 @@ class Family:
                 f"change what the model computes. Remove it if it does not, or report it so that it can be supported."
             )
         for name, value in self.required.items():
-            if raw.get(name, value) != value:
+            if (said := raw.get(name, getattr(config, name, value))) != value:
                 raise ConversionError(
-                    f"config.json: {name}={raw[name]!r} is not supported for model_type={self.model_type!r}, only "
-                    f"{value!r} is: Nexus has no switch for it."
+                    f"config.json: {name}={said!r} is not supported for model_type={self.model_type!r}, only {value!r} "
+                    f"is: {self.because.get(name, 'Nexus has no switch for it')}."
                 )
         check_numbers({name: getattr(config, name, None) for name in self.config})
         check_padding(config)
@@ -215,10 +221,9 @@ def decoder_fields(config: NexusConfig) -> dict[str, Any]:
     return fields | {"sliding_layers": windowed, "sliding_window": config.sliding_window if windowed else None}
 
 
-FAMILIES = {
-    module.MODEL_TYPE: Family(module.MODEL_TYPE, **module.RULES)
-    for module in (gpt_neox, llama, mistral, olmo2, phi3, qwen2, qwen3)
-}
+MODULES = [import_module(f".{file.name}", __name__) for file in iter_modules(__path__)]
+ALL = {each.MODEL_TYPE: Family(each.MODEL_TYPE, **each.RULES) for each in MODULES if hasattr(each, "RULES")}
+FAMILIES = {name: family for name, family in ALL.items() if name in CONFIG_MAPPING}  # that this Transformers has
 
 _MIXTURE = "its feed-forward blocks are mixtures of experts, and Nexus has dense ones only"
 _POSITIONS = "its positions are learned or ALiBi, and Nexus has rotary ones only"
@@ -245,6 +250,11 @@ def family_of(model_type: Any) -> Family:
     """Raises `ConversionError`, which says why or lists the known ones, if the architecture cannot be converted."""
     if isinstance(model_type, str) and model_type in REFUSED:
         raise ConversionError(f"config.json: model_type={model_type!r} cannot be converted: {REFUSED[model_type]}.")
+    if isinstance(model_type, str) and model_type in ALL.keys() - FAMILIES.keys():
+        raise ConversionError(
+            f"config.json: model_type={model_type!r} needs a newer Transformers than {transformers.__version__}, which "
+            "is installed: pip install --upgrade transformers."
+        )
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConversionError(
             f"config.json: model_type={model_type!r} is not an architecture that can be converted. Known: "

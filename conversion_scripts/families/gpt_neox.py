@@ -1,7 +1,7 @@
 """GPT-NeoX and Pythia: LayerNorm, biases, partial rotary embedding, parallel residual, fused projections."""
 
 from .llama import CONFIG
-from .rules import LEFT_BEHIND, interleaved_heads, renamed
+from .rules import LEFT_BEHIND, interleaved_heads, renamed, without
 
 MODEL_TYPE = "gpt_neox"
 
@@ -14,8 +14,9 @@ _MODULES = {
 }
 
 RULES = {
+    "models": "Pythia, GPT-NeoX",
     "config": {
-        **{name: CONFIG[name] for name in CONFIG if name not in ("num_key_value_heads", "head_dim", "rms_norm_eps")},
+        **without(CONFIG, "num_key_value_heads", "head_dim", "rms_norm_eps"),
         "layer_norm_eps": "rms_norm_eps",
         "use_parallel_residual": "parallel_residual",
         "attention_bias": "attention_bias",

@@ -36,6 +36,7 @@ WEIGHTS = {
 }
 
 RULES = {
+    "models": "Llama 1 to 3, TinyLlama, SmolLM, SmolLM2",
     "config": {**CONFIG, "attention_bias": "attention_bias", "mlp_bias": "mlp_bias"},
     "ignored": frozenset({"pretraining_tp", "max_sequence_length"}),
     "required": {"rope_interleaved": False},

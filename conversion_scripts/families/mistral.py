@@ -4,4 +4,4 @@ from .llama import CONFIG, WEIGHTS
 
 MODEL_TYPE = "mistral"
 
-RULES = {"config": {**CONFIG, "sliding_window": "sliding_window"}, "weights": WEIGHTS}
+RULES = {"models": "Mistral 7B", "config": {**CONFIG, "sliding_window": "sliding_window"}, "weights": WEIGHTS}

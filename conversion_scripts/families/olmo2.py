@@ -6,12 +6,13 @@ from .rules import parameters, same_names
 
 MODEL_TYPE = "olmo2"
 
-_NORMS = ["model.layers.*.post_attention_layernorm", "model.layers.*.post_feedforward_layernorm", "model.norm"]
+NORMS = ["model.layers.*.post_attention_layernorm", "model.layers.*.post_feedforward_layernorm", "model.norm"]
 
 RULES = {
+    "models": "OLMo 2",
     "config": {**CONFIG, "attention_bias": "attention_bias"},
     "fixed": {"qk_norm": "across_heads", "norm_position": "post", "float32_norm_and_rope": True},
     "weights": same_names(
-        parameters([*EMBEDDINGS, *ATTENTION, *MLP, *QK_NORMS, *_NORMS], "weight") + parameters(ATTENTION, "bias")
+        parameters([*EMBEDDINGS, *ATTENTION, *MLP, *QK_NORMS, *NORMS], "weight") + parameters(ATTENTION, "bias")
     ),
 }

@@ -8,6 +8,7 @@ MODEL_TYPE = "phi3"
 _SPLIT = [f"self_attn.{name}_proj" for name in ("q", "k", "v")] + ["mlp.gate_proj", "mlp.up_proj"]
 
 RULES = {
+    "models": "Phi-3, Phi-4-mini",
     "config": {**CONFIG, "sliding_window": "sliding_window"},
     "computed": Computed(
         frozenset({"original_max_position_embeddings"}),

@@ -6,6 +6,7 @@ from .rules import WINDOWED_LAYERS, parameters, same_names
 MODEL_TYPE = "qwen2"
 
 RULES = {
+    "models": "Qwen1.5, Qwen2 and Qwen2.5",
     "config": CONFIG,
     "computed": WINDOWED_LAYERS,
     "fixed": {"attention_bias": True, "attention_out_bias": False},

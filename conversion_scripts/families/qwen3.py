@@ -8,6 +8,7 @@ MODEL_TYPE = "qwen3"
 QK_NORMS = ["model.layers.*.self_attn.q_norm", "model.layers.*.self_attn.k_norm"]
 
 RULES = {
+    "models": "Qwen3",
     "config": {**CONFIG, "attention_bias": "attention_bias"},
     "computed": WINDOWED_LAYERS,
     "fixed": {"qk_norm": True},

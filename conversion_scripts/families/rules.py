@@ -49,6 +49,10 @@ def same_names(names: Iterable[str]) -> dict[str, WeightRule]:
     return renamed({name: name for name in names})
 
 
+def without(table: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in table.items() if name not in names}
+
+
 def parameters(modules: Iterable[str], *kinds: str) -> list[str]:
     """Every module with every kind of parameter ("weight", "bias")."""
     return [f"{module}.{kind}" for module in modules for kind in kinds]
@@ -103,6 +107,15 @@ class Computed:
 NOTHING = Computed(frozenset(), lambda config: {}, lambda config: {})
 
 
+def switch(name: str, *targets: str) -> Computed:
+    """One source field that turns several of Nexus' on or off."""
+    return Computed(
+        frozenset({name}),
+        lambda config: dict.fromkeys(targets, bool(getattr(config, name))),
+        lambda config: {name: getattr(config, targets[0])},
+    )
+
+
 def _read_windows(config: Any) -> dict[str, Any]:
     windowed = [layer for layer, kind in enumerate(config.layer_types) if kind == "sliding_attention"]
     return {"sliding_window": config.sliding_window, "sliding_layers": windowed} if windowed else {}
@@ -133,3 +146,12 @@ WINDOWED_LAYERS = Computed(
     _read_windows,
     _write_windows,
 )
+
+
+def _write_layer_types(config: NexusConfig) -> dict[str, Any]:
+    fields = _write_windows(config)
+    # Without a window they have a size for one all the same: Transformers makes both masks.
+    return {name: fields[name] for name in ("layer_types", "sliding_window") if fields[name] is not None}
+
+
+LAYER_TYPES = Computed(frozenset({"sliding_window", "layer_types"}), _read_windows, _write_layer_types)

@@ -17,7 +17,7 @@ def with_old_spellings(config: dict[str, Any]) -> dict[str, Any]:
     elif kind != "default" and config["model_type"] == "phi3":  # which wants a type and two lists of factors, no more
         elsewhere = ("rope_type", "original_max_position_embeddings")
         old["rope_scaling"] = {name: value for name, value in rope.items() if name not in elsewhere} | {"type": kind}
-    elif kind != "default":
+    elif kind != "default" or config["model_type"] == "cwm":  # which scales where nothing is said
         old["rope_scaling"] = rope
     if config["model_type"] == "gpt_neox":
         old |= {"rotary_emb_base": theta, "rotary_pct": 1.0 if share is None else share}

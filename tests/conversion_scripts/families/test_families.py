@@ -81,6 +81,17 @@ CASES = {  # name -> model_type, changes to its shape in `checkpoints`
         {"rope_parameters": LONGROPE, "original_max_position_embeddings": 48, "sliding_window": None},
     ),
     "olmo2, no biases": ("olmo2", {"attention_bias": False, "rope_parameters": {**YARN, "attention_factor": 1.2}}),
+    "cwm, its own windows and rope": ("cwm", {"layer_types": None, "rope_parameters": None}),
+    "exaone4, head_dim, llama3 rope": ("exaone4", {"head_dim": 24, "rope_parameters": LLAMA3}),
+    "ministral, no window": ("ministral", {"sliding_window": 4096, "layer_types": ["full_attention"] * 3}),
+    "stablelm, tied, no biases, whole heads rotated": (
+        "stablelm",
+        {"tie_word_embeddings": True, "use_qkv_bias": False, "partial_rotary_factor": 1.0, "rope_parameters": YARN},
+    ),
+    "starcoder2, tied, no biases, no window": (
+        "starcoder2",
+        {"tie_word_embeddings": True, "use_bias": False, "sliding_window": None},
+    ),
 }
 
 
@@ -134,7 +145,8 @@ def function_fields(config) -> dict:
     inert |= {"max_window_layers", *ROPE_FIELDS}  # they are in `layer_types` and `rope_parameters`
     if config.rope_parameters["rope_type"] != "longrope":
         inert.add("original_max_position_embeddings")
-    return {name: value for name, value in config.to_dict().items() if name not in inert}
+    derived = ("head_dim", config.hidden_size // config.num_attention_heads)
+    return {name: value for name, value in config.to_dict().items() if name not in inert and (name, value) != derived}
 
 
 # The function
@@ -283,6 +295,15 @@ def test_saved_as_gives_the_names_that_files_have(tmp_path):
         ("gpt_neox", {"norm_type": "layernorm", "mlp_gated": False, "mlp_bias": True}, "num_key_value_heads"),
         ("phi3", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}}, "longrope"),
         ("phi3", {"rope_parameters": YARN}, "rope_parameters"),
+        ("arcee", {}, "mlp_gated"),
+        ("exaone4", {"qk_norm": True, "norm_position": "post", "sliding_window": 8}, "sliding_window"),
+        ("ministral", {"attention_bias": True}, "attention_bias"),
+        ("stablelm", {"norm_type": "layernorm", "parallel_residual": True}, "parallel_residual"),
+        (
+            "starcoder2",
+            {"norm_type": "layernorm", "mlp_gated": False, "attention_bias": True, "mlp_bias": False},
+            "mlp_bias",
+        ),
     ],
     ids=str,
 )
@@ -332,12 +353,17 @@ def test_an_unknown_field_is_refused(model_type):
         ("gpt_neox", {"head_dim": 8}, "head_dim"),
         ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop"),
         ("phi3", {"lm_head_bias": True}, "lm_head_bias"),
+        ("exaone4", {"sliding_window": 24}, "sliding_window=24 .* have no positions"),
+        ("exaone4", {"sliding_window": ...}, "sliding_window=4096"),  # what it has where nothing is said
+        ("stablelm", {"use_parallel_residual": True}, "use_parallel_residual"),
+        ("stablelm", {"qk_layernorm": True}, "qk_layernorm"),
+        ("starcoder2", {"mlp_type": "gated"}, "mlp_type"),
     ],
     ids=str,
 )
 def test_a_value_that_nexus_cannot_reproduce_is_refused(model_type, changes, named):
     shape = {name: value for name, value in checkpoints.SHAPES[model_type].items() if name != "rope_parameters"}
-    raw = {"model_type": model_type, **{name: value for name, value in shape.items() if name not in changes}, **changes}
+    raw = {name: value for name, value in {"model_type": model_type, **shape, **changes}.items() if value is not ...}
     config = AutoConfig.for_model(**raw)
     with pytest.raises(ConversionError, match=named) as refusal:
         FAMILIES[model_type].nexus_config(raw, config)
@@ -360,7 +386,7 @@ def test_architectures_that_cannot_be_converted_say_why(model_type):
 
 @pytest.mark.parametrize("model_type", [None, "t5", ["llama"], 3])
 def test_other_architectures_are_refused_with_a_list_of_the_known(model_type):
-    with pytest.raises(ConversionError, match="gpt_neox, llama, mistral, olmo2, phi3, qwen2, qwen3"):
+    with pytest.raises(ConversionError, match=f"Known: {', '.join(sorted(FAMILIES))}\\."):
         family_of(model_type)
 
 
@@ -435,6 +461,12 @@ PUBLISHED = {  # parameters, and what is easily lost on the way
     "microsoft/Phi-3-medium-4k-instruct": (13_960_238_080, {"num_key_value_heads": 10}),
     "microsoft/Phi-4-mini-instruct": (3_836_021_760, {"tie_word_embeddings": True}),
     "microsoft/phi-4": (14_659_507_200, {"sliding_window": None}),
+    "bigcode/starcoder2-3b": (3_030_371_328, {"sliding_window": 4096, "tie_word_embeddings": True, "mlp_bias": True}),
+    "bigcode/starcoder2-15b": (15_957_889_024, {"tie_word_embeddings": False, "hidden_act": "gelu_pytorch_tanh"}),
+    "stabilityai/stablelm-2-1_6b": (1_644_515_328, {"attention_bias": True, "attention_out_bias": False}),
+    "stabilityai/stablelm-3b-4e1t": (2_795_443_200, {"attention_bias": False, "norm_type": "layernorm"}),
+    "ByteDance-Seed/Seed-OSS-36B-Base": (36_151_104_512, {"attention_bias": True, "attention_out_bias": False}),
+    "LGAI-EXAONE/EXAONE-4.0-1.2B": (1_279_391_488, {"sliding_window": None, "norm_position": "post"}),
 }
 ROPE = {  # where it is more than a theta: what must be in `rope_parameters`
     "EleutherAI/pythia-160m": {"partial_rotary_factor": 0.25},
@@ -444,6 +476,8 @@ ROPE = {  # where it is more than a theta: what must be in `rope_parameters`
     "meta-llama/Llama-3.1-8B-Instruct": {"rope_type": "llama3", "factor": 8.0},
     "microsoft/Phi-3-mini-128k-instruct": {"rope_type": "longrope", "original_max_position_embeddings": 4096},
     "microsoft/Phi-4-mini-instruct": {"rope_type": "longrope", "partial_rotary_factor": 0.75},
+    "stabilityai/stablelm-2-1_6b": {"partial_rotary_factor": 0.25},
+    "LGAI-EXAONE/EXAONE-4.0-1.2B": {"rope_type": "llama3", "factor": 16.0},
 }
 
 

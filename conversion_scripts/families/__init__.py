@@ -17,7 +17,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ...configuration_nexus import NexusConfig
 from ...errors import ConversionError, reason_of
-from .rules import NOTHING, Computed, WeightRule, windowed_layers
+from .rules import NOTHING, Computed, WeightRule, whole, windowed_layers
 
 # Fields of a config.json that say nothing about the function which the model computes: what PreTrainedConfig knows, or
 # knew in an old version, generation settings, which Transformers moves to the generation config, and leftovers of
@@ -90,9 +90,12 @@ class Family:
         return next(name for name in self.weights if "layers.*." in name).split("layers.*.")[0]
 
     @property
-    def fused(self) -> bool:
-        """The source multiplies several projections in one product: logits agree up to rounding, not bit for bit."""
-        return any(len(rule.targets) > 1 for rule in self.weights.values())
+    def rounds(self) -> bool:
+        """
+        The source multiplies several projections in one product, or adds in another order: logits agree up to rounding,
+        not bit for bit.
+        """
+        return any(rule.split is not whole for rule in self.weights.values())
 
     def nexus_config(self, raw: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
         """

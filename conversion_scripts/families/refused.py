@@ -36,8 +36,8 @@ REFUSED = {
     "gemma2": f"it has {_GEMMA}, norms on both sides, an attention scale of its own and soft-capped logits",
     **dict.fromkeys(
         ("gemma3", "gemma3_text"),
-        f"it has {_GEMMA}, norms on both sides, an attention scale of its own, and another rotary embedding in windowed "
-        "layers",
+        f"it has {_GEMMA}, norms on both sides, an attention scale of its own and, in windowed layers, another rotary "
+        "embedding",
     ),
     "glm4": _TWO_SIDES,
     "granite": "it scales its embeddings, residuals, attention and logits, which Nexus does not",

@@ -41,7 +41,7 @@ def print_report(report: dict[str, Any], out: Path) -> None:
 
 def print_verification(figures: dict[str, Any]) -> None:
     controls = "; ".join(f"{what}: {value:.3g}" for what, value in figures["negative_controls"].items())
-    allowed = f" (allowed {figures['tolerance']:.3g}: fused products round otherwise)" if figures["tolerance"] else ""
+    allowed = f" (allowed {figures['tolerance']:.3g}: the source rounds otherwise)" if figures["tolerance"] else ""
     difference = f"{figures['max_abs_logit_difference']:.3g}" if figures["max_abs_logit_difference"] else "0.0"
     how = ", layer by layer" if figures["layer_by_layer"] else ""
     say(

@@ -12,7 +12,7 @@ BETWEEN = re.compile(r"(<!-- table, written by docs/families.py -->\n).*?(<!-- e
 def table() -> str:
     lines = ["| family | which models | logits |", "|---|---|---|"]
     for name, family in sorted(ALL.items()):
-        logits = "equal up to rounding" if family.fused else "equal bit for bit"
+        logits = "equal up to rounding" if family.rounds else "equal bit for bit"
         lines.append(f"| `{name}` | {family.models} | {logits} |")
     return "".join(f"{line}\n" for line in lines)
 

@@ -164,12 +164,12 @@ def change_card(file: Path, choice: random.Random) -> str:
 ids = torch.arange(3, 43)[None]
 
 
-def run(folder: Path, fused: bool) -> dict:
+def run(folder: Path, rounds: bool) -> dict:
     """What anyone sees of a model."""
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     torch.manual_seed(0)
     seen = {"dtype": model.dtype, "logits": model(ids).logits.float()}
-    if not fused:  # another rounding may choose another token
+    if not rounds:  # another rounding may choose another token
         seen["generated"] = attempt(lambda: model.generate(ids, max_new_tokens=6, pad_token_id=0).tolist())
     if (folder / "tokenizer.json").exists():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
@@ -186,10 +186,10 @@ def attempt(what):
         return repr(error)
 
 
-def assert_same(expected: dict, actual: dict, fused: bool) -> None:
+def assert_same(expected: dict, actual: dict, rounds: bool) -> None:
     expected, actual = dict(expected), dict(actual)
     one, other = expected.pop("logits"), actual.pop("logits")
     one, other = torch.nan_to_num(one), torch.nan_to_num(other)  # of weights that were damaged into enormous ones
-    tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}[expected["dtype"]] * fused
+    tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}[expected["dtype"]] * rounds
     assert (one - other).abs().max() <= tolerance * one.abs().max()
     assert expected == actual

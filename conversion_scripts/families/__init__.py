@@ -17,7 +17,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ...configuration_nexus import NexusConfig
 from ...errors import ConversionError, reason_of
-from .rules import NOTHING, Computed, WeightRule, windowed_layers
+from .refused import REFUSED
+from .rules import NOTHING, Computed, WeightRule, whole, windowed_layers
 
 # Fields of a config.json that say nothing about the function which the model computes: what PreTrainedConfig knows, or
 # knew in an old version, generation settings, which Transformers moves to the generation config, and leftovers of
@@ -90,9 +91,12 @@ class Family:
         return next(name for name in self.weights if "layers.*." in name).split("layers.*.")[0]
 
     @property
-    def fused(self) -> bool:
-        """The source multiplies several projections in one product: logits agree up to rounding, not bit for bit."""
-        return any(len(rule.targets) > 1 for rule in self.weights.values())
+    def rounds(self) -> bool:
+        """
+        The source multiplies several projections in one product, or adds in another order: logits agree up to rounding,
+        not bit for bit.
+        """
+        return any(rule.split is not whole for rule in self.weights.values())
 
     def nexus_config(self, raw: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
         """
@@ -224,26 +228,6 @@ def decoder_fields(config: NexusConfig) -> dict[str, Any]:
 MODULES = [import_module(f".{file.name}", __name__) for file in iter_modules(__path__)]
 ALL = {each.MODEL_TYPE: Family(each.MODEL_TYPE, **each.RULES) for each in MODULES if hasattr(each, "RULES")}
 FAMILIES = {name: family for name, family in ALL.items() if name in CONFIG_MAPPING}  # that this Transformers has
-
-_MIXTURE = "its feed-forward blocks are mixtures of experts, and Nexus has dense ones only"
-_POSITIONS = "its positions are learned or ALiBi, and Nexus has rotary ones only"
-_NO_ATTENTION = "most or all of its layers are not softmax attention, so there is nothing to nest"
-_PAIRS = "it rotates interleaved pairs of each head, and Nexus rotates halves"
-REFUSED = {  # model_type -> why, for architectures that people will try
-    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe", "gpt_oss", "deepseek_v3"), _MIXTURE),
-    **dict.fromkeys(("gpt2", "opt", "gpt_neo", "gpt_bigcode", "bloom", "mpt"), _POSITIONS),
-    **dict.fromkeys(("mamba", "mamba2", "rwkv", "qwen3_next"), _NO_ATTENTION),
-    **dict.fromkeys(("gptj", "cohere", "cohere2"), _PAIRS),
-    "gemma": "it multiplies its norms by 1 + w and scales its embeddings, which would need a second model file",
-    **dict.fromkeys(
-        ("gemma2", "gemma3", "gemma3_text"),
-        "it has norms of 1 + w on both sides of every block, scaled embeddings, an attention scale of its own and, in "
-        "Gemma 2, soft-capped logits, which would need a second model file",
-    ),
-    "granite": "it scales its embeddings, residuals, attention and logits, which Nexus does not",
-    "phi": "its attention and feed-forward share one norm, and its logits have a bias; Phi-3 can be converted",
-    "smollm3": "every fourth of its layers has no positions, and Nexus rotates in all; SmolLM2 can be converted",
-}
 
 
 def family_of(model_type: Any) -> Family:

@@ -7,6 +7,13 @@ MODEL_TYPE = "phi3"
 
 _SPLIT = [f"self_attn.{name}_proj" for name in ("q", "k", "v")] + ["mlp.gate_proj", "mlp.up_proj"]
 
+GATE_UP = {
+    "model.layers.*.mlp.gate_up_proj.weight": stacked(
+        ("model.layers.*.mlp.gate_proj.weight", "model.layers.*.mlp.up_proj.weight"),
+        lambda config: [config.intermediate_size, config.intermediate_size],
+    ),
+}
+
 RULES = {
     "models": "Phi-3, Phi-4-mini",
     "config": {**CONFIG, "sliding_window": "sliding_window"},
@@ -39,9 +46,6 @@ RULES = {
                 for heads in (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
             ],
         ),
-        "model.layers.*.mlp.gate_up_proj.weight": stacked(
-            ("model.layers.*.mlp.gate_proj.weight", "model.layers.*.mlp.up_proj.weight"),
-            lambda config: [config.intermediate_size, config.intermediate_size],
-        ),
+        **GATE_UP,
     },
 }

@@ -12,7 +12,7 @@ import torch
 from ...configuration_nexus import NexusConfig
 
 
-def _whole(tensor: torch.Tensor, config: NexusConfig) -> tuple[torch.Tensor, ...]:
+def whole(tensor: torch.Tensor, config: NexusConfig) -> tuple[torch.Tensor, ...]:
     return (tensor,)
 
 
@@ -33,7 +33,7 @@ class WeightRule:
     """
 
     targets: tuple[str, ...]
-    split: Callable[[torch.Tensor, NexusConfig], tuple[torch.Tensor, ...]] = _whole
+    split: Callable[[torch.Tensor, NexusConfig], tuple[torch.Tensor, ...]] = whole
     join: Callable[[Sequence[torch.Tensor], NexusConfig], torch.Tensor] = _only
 
 
@@ -88,6 +88,27 @@ def interleaved_heads(kind: str) -> WeightRule:
     return WeightRule(attention_projections(kind), split, join)
 
 
+def rotated_pairs(*kinds: str) -> dict[str, WeightRule]:
+    """
+    Queries and keys of a source that rotates rows 0 and 1 of a head together, 2 and 3, and so on: the first of every
+    pair, then the second of every pair, as Nexus has them. What is not rotated stays.
+    """
+
+    def reordered(tensor: torch.Tensor, config: NexusConfig, shape: tuple[int, int]) -> torch.Tensor:
+        size = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+        rotated, rest = tensor.unflatten(0, (-1, config.head_dim)).tensor_split([size], 1)
+        return torch.cat((rotated.unflatten(1, shape).transpose(1, 2).flatten(1, 2), rest), 1).flatten(0, 1)
+
+    def split(tensor: torch.Tensor, config: NexusConfig) -> tuple[torch.Tensor, ...]:
+        return (reordered(tensor, config, (-1, 2)),)
+
+    def join(tensors: Sequence[torch.Tensor], config: NexusConfig) -> torch.Tensor:
+        return reordered(tensors[0], config, (2, -1))
+
+    names = [name for kind in kinds for name in attention_projections(kind)[:2]]
+    return {name: WeightRule((name,), split, join) for name in names}
+
+
 @dataclass(frozen=True)
 class Computed:
     """
@@ -114,6 +135,14 @@ def switch(name: str, *targets: str) -> Computed:
         lambda config: dict.fromkeys(targets, bool(getattr(config, name))),
         lambda config: {name: getattr(config, targets[0])},
     )
+
+
+# Of sources that rotate another part of each head where it is not said
+ROTARY_SHARE = Computed(
+    frozenset(),
+    lambda config: {},  # it is in rope_parameters
+    lambda config: {"partial_rotary_factor": config.rope_parameters.get("partial_rotary_factor", 1.0)},
+)
 
 
 def _read_windows(config: Any) -> dict[str, Any]:

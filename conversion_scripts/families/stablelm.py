@@ -1,7 +1,7 @@
 """StableLM: Llama with LayerNorm, biases on queries, keys and values, and partial rotary embedding."""
 
 from .llama import ATTENTION, CONFIG, NORMS, WEIGHTS
-from .rules import Computed, parameters, same_names, without
+from .rules import ROTARY_SHARE, parameters, same_names, without
 
 MODEL_TYPE = "stablelm"
 
@@ -12,11 +12,7 @@ RULES = {
         "layer_norm_eps": "rms_norm_eps",
         "use_qkv_bias": "attention_bias",
     },
-    "computed": Computed(  # it rotates a quarter where this is not said
-        frozenset(),
-        lambda config: {},
-        lambda config: {"partial_rotary_factor": config.rope_parameters.get("partial_rotary_factor", 1.0)},
-    ),
+    "computed": ROTARY_SHARE,
     "fixed": {"norm_type": "layernorm", "attention_out_bias": False},
     "partial_rotary": True,
     "ignored": frozenset({"hidden_dropout"}),

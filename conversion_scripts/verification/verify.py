@@ -25,7 +25,7 @@ from ..families import decoder_fields
 from ..progress import bytes_bar, console
 from .isolated import run_isolated
 
-FUSED_TOLERANCE = 2**-15  # of the largest logit, in float32, for sources that multiply fused weights
+ROUNDING = 2**-15  # of the largest logit, in float32, for sources that multiply or add in another order
 # A check is given up after this time, which a slow machine with a large model must not need: a 7B model has 13 days.
 HOURS, PARAMETERS_PER_HOUR = 24, 25e6
 CONTROL_FACTOR = 10  # by which a control must exceed the tolerance, where that is not 0
@@ -72,8 +72,8 @@ def verify_opened(
     check_tensors(nexus, "NexusForCausalLM")
     compare_configs(source, nexus)
     figures = compare_tensors(source, nexus)
-    # Where the source multiplies fused weights, products are rounded otherwise: float32 keeps the difference small.
-    dtype = torch.float32 if source.family.fused else nexus.dtype
+    # Where the source computes in another order, it rounds otherwise: float32 keeps the difference small.
+    dtype = torch.float32 if source.family.rounds else nexus.dtype
     fit = all(fits_in_memory(checkpoint, dtype) for checkpoint in (source, nexus))
     with console.status("comparing source and result in a fresh process"):
         figures |= compare_functions(source, nexus, dtype, layer_by_layer or not fit, trust_remote_code)
@@ -162,7 +162,7 @@ def compare_functions(
 ) -> dict[str, Any]:
     """Runs both models in a fresh process, see isolated_check.py."""
     nested_without_gates = not nexus.config.inner_gate and max(nexus.config.layer_orders) > 1
-    tolerance = FUSED_TOLERANCE if source.family.fused else 0.0
+    tolerance = ROUNDING if source.family.rounds else 0.0
     request = {
         "source": str(source.folder.resolve()),
         "gguf": {"gguf_file": source.gguf_file} if source.gguf_file else {},

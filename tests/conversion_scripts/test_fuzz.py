@@ -126,12 +126,12 @@ def test_a_random_checkpoint_becomes_the_same_model_and_comes_back(number, tmp_p
     choice = random.Random(number)
     source, out, back = tmp_path / "source", tmp_path / "out", tmp_path / "back"
     family = make_source(source, choice)
-    fused = FAMILIES[family].fused
+    rounds = FAMILIES[family].rounds
     convert(source, out, verify=False, **nesting(choice))
-    expected = run(source, fused)
-    assert_same(expected, run(out, fused), fused)
+    expected = run(source, rounds)
+    assert_same(expected, run(out, rounds), rounds)
     convert_to_source(out, back, verify=False)
-    assert_same(expected, run(back, fused), fused=False)
+    assert_same(expected, run(back, rounds), rounds=False)
     weights = [
         dict(pair for file in folder.glob("*.safetensors") for pair in load_file(file).items())
         for folder in (source, back)

@@ -59,7 +59,7 @@ def refused(what, how: str, place: Path) -> bool:
 def loaded(folder: Path):
     """What anyone sees of it; None if Transformers itself cannot load it."""
     try:
-        return run(folder, fused=False)
+        return run(folder, rounds=False)
     except Exception:
         return None
 
@@ -71,7 +71,7 @@ def test_a_damaged_checkpoint(number, source, tmp_path):
     if refused(lambda: convert(damaged_source, out, verify=False, dry_run=not whole), how, tmp_path) or not whole:
         return
     if (expected := loaded(damaged_source)) is not None:
-        assert_same(expected, run(out, fused=False), fused=False)
+        assert_same(expected, run(out, rounds=False), rounds=False)
 
 
 @pytest.mark.parametrize("number", NUMBERS[::3])

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import checkpoints
 from nexus_transformers import NexusForCausalLM
 from nexus_transformers.conversion_scripts.families import FAMILIES, METADATA_FIELDS
-from nexus_transformers.conversion_scripts.verification.verify import FUSED_TOLERANCE
+from nexus_transformers.conversion_scripts.verification.verify import ROUNDING
 
 YARN = {"rope_type": "yarn", "rope_theta": 54321.0, "factor": 4.0, "original_max_position_embeddings": 128}
 VARIANTS = {
@@ -43,21 +43,21 @@ def test_there_and_back(model_type, variant, tmp_path, nexus):
     if model_type == "phi3":
         changes.pop("rope_parameters", None)  # it knows LongRoPE only
     checkpoints.save(model_type, source, **changes)
-    fused = FAMILIES[model_type].fused
+    rounds = FAMILIES[model_type].rounds
     options = ["--order", "1,3,2", "--max-shard-size", "60KB"]
     if "in shards" not in variant:
         options.append("--no-verify")
     status, output, errors = nexus("convert", source, there, "--json", *options)
     assert (status, errors) == (0, "")
     if figures := json.loads(output).get("verification"):
-        assert figures["max_abs_logit_difference"] <= (FUSED_TOLERANCE * figures["max_abs_logit"] if fused else 0.0)
-        assert figures["dtype"] == ("float32" if fused else "bfloat16")
+        assert figures["max_abs_logit_difference"] <= (ROUNDING * figures["max_abs_logit"] if rounds else 0.0)
+        assert figures["dtype"] == ("float32" if rounds else "bfloat16")
         assert min(figures["negative_controls"].values()) > 0.01
 
     ids = torch.randint(checkpoints.VOCAB_SIZE, (2, 40))
     expected = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)(ids).logits
     actual = NexusForCausalLM.from_pretrained(there, dtype=torch.float32)(ids).logits
-    assert (actual - expected).abs().max() <= (FUSED_TOLERANCE * expected.abs().max() if fused else 0.0)
+    assert (actual - expected).abs().max() <= (ROUNDING * expected.abs().max() if rounds else 0.0)
 
     status, output, errors = nexus("convert", there, back, "--to-source", "--json", "--no-verify")
     assert (status, errors) == (0, "")

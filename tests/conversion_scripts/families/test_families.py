@@ -3,6 +3,7 @@ Every family: its weights and its config, taken to Nexus, are the same function,
 """
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,13 @@ from nexus_transformers.conversion_scripts.families import (
 )
 from nexus_transformers.errors import ConversionError
 
-# Rounding where the source multiplies fused weights, in parts of the largest logit. In float32 at most 2**-20 was
-# measured (hidden size 64 to 768, 2 to 4 layers, 1 to 256 tokens). In bfloat16 nothing was, since its products are
-# accumulated in float32; but where one does round the other way, it is by 2**-8 of itself.
-FUSED_TOLERANCE = {torch.float32: 2**-17, torch.bfloat16: 2**-5}
+# Rounding where the source multiplies in one product or adds in another order, in parts of the largest logit. In
+# float32 at most 2**-19 was measured (hidden size 64 to 768, 2 to 4 layers, 1 to 256 tokens). In bfloat16 nothing was,
+# since its products are accumulated in float32; but where one does round the other way, it is by 2**-8 of itself.
+ROUNDING = {torch.float32: 2**-17, torch.bfloat16: 2**-5}
+# They do one of norms and rotation in float32, and Nexus has one switch for both. In bfloat16, 0.06 was measured with
+# weights as large as here, 0.007 with usual ones: as far is the source from itself in float32.
+ROUNDING_ELSEWHERE = {"ernie4_5", "helium"}
 
 LONGROPE = {
     "rope_type": "longrope",
@@ -83,6 +87,12 @@ CASES = {  # name -> model_type, changes to its shape in `checkpoints`
     "olmo2, no biases": ("olmo2", {"attention_bias": False, "rope_parameters": {**YARN, "attention_factor": 1.2}}),
     "cwm, its own windows and rope": ("cwm", {"layer_types": None, "rope_parameters": None}),
     "exaone4, head_dim, llama3 rope": ("exaone4", {"head_dim": 24, "rope_parameters": LLAMA3}),
+    "ernie4_5, tied, no biases": ("ernie4_5", {"use_bias": False, "tie_word_embeddings": True}),
+    "glm, no biases, whole heads rotated": (
+        "glm",
+        {"attention_bias": False, "partial_rotary_factor": 1.0, "rope_parameters": YARN},
+    ),
+    "helium, grouped, no biases": ("helium", {"attention_bias": False, "mlp_bias": False, "num_key_value_heads": 1}),
     "ministral, no window": ("ministral", {"sliding_window": 4096, "layer_types": ["full_attention"] * 3}),
     "stablelm, tied, no biases, whole heads rotated": (
         "stablelm",
@@ -157,12 +167,15 @@ def function_fields(config) -> dict:
 def test_the_same_function(case, dtype):
     source = make(case, dtype)
     order = [2, 1, 3]
-    tolerance = FUSED_TOLERANCE[dtype] if FAMILIES[source.config.model_type].fused else 0.0
+    tolerance = ROUNDING[dtype] if FAMILIES[source.config.model_type].rounds else 0.0
+    if source.config.model_type in ROUNDING_ELSEWHERE and dtype == torch.bfloat16:
+        tolerance = 2 * difference(source, deepcopy(source).float())
     assert difference(source, convert(source, order)) <= tolerance
 
 
-def test_fused_families_are_those_that_split_a_tensor():
-    assert {name for name, family in FAMILIES.items() if family.fused} == {"gpt_neox", "phi3"}
+def test_those_that_round_otherwise_are_those_that_split_or_reorder_a_tensor():
+    rounding = {name for name, family in FAMILIES.items() if family.rounds}
+    assert rounding == {"ernie4_5", "glm", "gpt_neox", "helium", "phi3"}
 
 
 @pytest.mark.parametrize(
@@ -466,6 +479,9 @@ PUBLISHED = {  # parameters, and what is easily lost on the way
     "stabilityai/stablelm-2-1_6b": (1_644_515_328, {"attention_bias": True, "attention_out_bias": False}),
     "stabilityai/stablelm-3b-4e1t": (2_795_443_200, {"attention_bias": False, "norm_type": "layernorm"}),
     "ByteDance-Seed/Seed-OSS-36B-Base": (36_151_104_512, {"attention_bias": True, "attention_out_bias": False}),
+    "kyutai/helium-1-preview-2b": (2_172_643_840, {"rms_norm_eps": 1e-8, "head_dim": 128}),
+    "baidu/ERNIE-4.5-0.3B-PT": (360_748_032, {"head_dim": 128, "attention_bias": False}),
+    "THUDM/glm-4-9b-chat-hf": (9_399_951_360, {"attention_bias": True, "attention_out_bias": False}),
     "LGAI-EXAONE/EXAONE-4.0-1.2B": (1_279_391_488, {"sliding_window": None, "norm_position": "post"}),
 }
 ROPE = {  # where it is more than a theta: what must be in `rope_parameters`
@@ -477,6 +493,7 @@ ROPE = {  # where it is more than a theta: what must be in `rope_parameters`
     "microsoft/Phi-3-mini-128k-instruct": {"rope_type": "longrope", "original_max_position_embeddings": 4096},
     "microsoft/Phi-4-mini-instruct": {"rope_type": "longrope", "partial_rotary_factor": 0.75},
     "stabilityai/stablelm-2-1_6b": {"partial_rotary_factor": 0.25},
+    "THUDM/glm-4-9b-chat-hf": {"partial_rotary_factor": 0.5},
     "LGAI-EXAONE/EXAONE-4.0-1.2B": {"rope_type": "llama3", "factor": 16.0},
 }
 

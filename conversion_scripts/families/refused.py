@@ -1,0 +1,53 @@
+"""Why architectures that people will try cannot be converted: model_type -> what it has that Nexus has not."""
+
+_MIXTURE = "its feed-forward blocks are mixtures of experts, and Nexus has dense ones only"
+_LATENT = "it attends to compressed (latent) keys and values, which Nexus does not"
+_LEARNED = "it adds learned positions to the embeddings, and Nexus has rotary ones only"
+_ALIBI = "its attention has ALiBi positions, and Nexus has rotary ones only"
+_NO_ATTENTION = "most or all of its layers are not softmax attention, so there is nothing to nest"
+_ONE_NORM = "its attention and feed-forward read one and the same norm, and Nexus has one for each"
+_GEMMA = "norms of 1 + w and scaled embeddings, which Nexus does not have"
+_TWO_SIDES = "it has norms before and after attention and feed-forward, and Nexus has them on one side"
+
+REFUSED = {
+    **dict.fromkeys(
+        """
+        dbrx ernie4_5_moe glm4_moe gpt_oss granitemoe llama4 llama4_text mixtral olmoe phimoe qwen2_moe qwen3_moe
+        """.split(),
+        _MIXTURE,
+    ),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), f"{_LATENT}, and {_MIXTURE}"),
+    "minicpm3": _LATENT,
+    **dict.fromkeys(("gpt2", "gpt_bigcode", "gpt_neo", "openai-gpt", "opt"), _LEARNED),
+    **dict.fromkeys(("bloom", "mpt"), _ALIBI),
+    **dict.fromkeys(
+        """
+        bamba falcon_mamba jamba lfm2 mamba mamba2 nemotron_h qwen3_5 qwen3_next recurrent_gemma rwkv zamba2
+        """.split(),
+        _NO_ATTENTION,
+    ),
+    "falcon_h1": "every layer adds a state-space model to its attention, and Nexus has attention alone",
+    **dict.fromkeys(("codegen", "gptj"), f"{_ONE_NORM}, and its logits have a bias"),
+    "phi": f"{_ONE_NORM}, and its logits have a bias; Phi-3 can be converted",
+    "cohere": f"{_ONE_NORM}, and its logits are scaled",
+    "cohere2": f"{_ONE_NORM}, its logits are scaled, and every fourth of its layers has no positions",
+    "falcon": f"{_ONE_NORM}, at least in the 7B, and some of its models have ALiBi positions",
+    "gemma": f"it has {_GEMMA}",
+    "gemma2": f"it has {_GEMMA}, norms on both sides, an attention scale of its own and soft-capped logits",
+    **dict.fromkeys(
+        ("gemma3", "gemma3_text"),
+        f"it has {_GEMMA}, norms on both sides, an attention scale of its own and, in windowed layers, another rotary "
+        "embedding",
+    ),
+    "glm4": _TWO_SIDES,
+    "granite": "it scales its embeddings, residuals, attention and logits, which Nexus does not",
+    "smollm3": "every fourth of its layers has no positions, and Nexus rotates in all; SmolLM2 can be converted",
+    "olmo": "its norms have no weights, and it clips queries, keys and values in some models; OLMo 2 can be converted",
+    "olmo3": "its windowed layers have another rotary embedding, and Nexus has one for all; OLMo 2 can be converted",
+    "nemotron": "it has LayerNorm of 1 + w, which Nexus has not",
+    "persimmon": "it has LayerNorm on queries and keys, and Nexus has RMS norm there",
+    "apertus": "its activation (xIELU) has weights of its own, which Nexus has not",
+    "diffllama": "its attention is the difference of two, and Nexus has plain softmax attention",
+    "hunyuan_v1_dense": "it norms queries and keys after it rotates them, and Nexus does so before",
+    "ministral3": "it scales queries by their position, which Nexus does not",
+}

@@ -207,7 +207,7 @@ class NexusAttentionCall(nn.Module):
 
         batch, heads, length, head_dim = query.shape
         attended = key, value
-        if self.is_faster_in_blocks(length, attention_mask):
+        if self.is_faster_in_blocks(length, attention_mask) and ends_with_the_new(key, cache, self.layer_idx):
             query, key, value, attention_mask = in_blocks(query, key, value, attention_mask, self.sliding_window)
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -232,13 +232,18 @@ class NexusAttentionCall(nn.Module):
         them, bit for bit.
         """
         return (
-            self.mask == "inner_attention"
+            not torch.compiler.is_exporting()  # an exported graph is for every length: it must not compare them
+            and self.mask == "inner_attention"
             and self.config._attn_implementation == "sdpa"
             and attention_mask is not None  # as it is for a sequence no longer than the window
             and attention_mask.dtype == torch.bool
             and length > block_size(self.sliding_window)
-            and not torch.compiler.is_exporting()  # an exported graph is for every length
         )
+
+
+def ends_with_the_new(key: torch.Tensor, cache: Cache | None, slot: int) -> bool:
+    """Whether the last key is that of the last token: static slots return all their room until they are full."""
+    return cache is None or key.shape[2] > getattr(cache.layers[slot], "max_cache_len", 0)
 
 
 def block_size(window: int) -> int:

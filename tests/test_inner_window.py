@@ -25,6 +25,7 @@ NESTINGS = {
 WINDOWED = {
     "a window of its own": {"attention_order": 2, "sliding_window": 9},
     "one layer windowed": {"attention_order": 3, "sliding_window": 9, "sliding_layers": [1]},
+    "a window of its own that blocks fit into": {"attention_order": 2, "sliding_window": 64},
     "a narrower window of its own": {"attention_order": 2, "sliding_window": 4},
 }
 each_nesting = pytest.mark.parametrize("nesting", NESTINGS.values(), ids=NESTINGS)

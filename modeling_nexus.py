@@ -620,15 +620,28 @@ def attention_masks(config: NexusConfig, kinds: set[str], **arguments) -> dict[s
     if "sliding_attention" in kinds:
         masks["sliding_attention"] = create_sliding_window_causal_mask(config=config, **arguments)
     if "inner_attention" in kinds and isinstance(given, torch.Tensor) and given.dim() == 4:
-        outside = torch.ones(given.shape[-2:], dtype=torch.bool, device=given.device)
-        outside = outside.tril(given.shape[-1] - given.shape[-2] - config.inner_window)
-        nothing = torch.finfo(given.dtype).min if given.is_floating_point() else False
-        masks["inner_attention"] = given.masked_fill(outside, nothing)
+        masks["inner_attention"] = cut_to_window(given, config.inner_window, arguments[CACHE])
     elif "inner_attention" in kinds:
+        if given is not None and not isinstance(given, torch.Tensor):
+            raise ValueError("inner_window cannot be cut out of a ready BlockMask: pass a tensor, 2-D or 4-D.")
         inner = copy.copy(config)
         inner.sliding_window = min(config.inner_window, config.sliding_window)
         masks["inner_attention"] = create_sliding_window_causal_mask(config=inner, **arguments)
     return masks
+
+
+def cut_to_window(mask: torch.Tensor, window: int, cache: Cache | None) -> torch.Tensor:
+    """A ready mask, (B, 1, T, S), for the inner levels: within the window, and of the tokens that their slots keep."""
+    length, total = mask.shape[-2:]
+    past, returned = total - length, slice(None)
+    if cache is not None:
+        past = cache.get_seq_length()
+        size, first = cache.get_mask_sizes(length, cache.is_sliding.index(True) if True in cache.is_sliding else 0)
+        returned = slice(first, first + size)
+    position = torch.arange(max(length, total), device=mask.device)
+    outside = past + position[:length, None] - position[:total] >= window
+    nothing = torch.finfo(mask.dtype).min if mask.is_floating_point() else False
+    return mask.masked_fill(outside, nothing)[..., returned]
 
 
 # Set after construction: before 5.19 OutputRecorder does not take this argument (nor does it need it).

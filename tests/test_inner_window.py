@@ -154,6 +154,26 @@ def test_a_ready_mask_is_cut_to_the_window_at_inner_levels(additive, backend):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", CACHES)
+@pytest.mark.parametrize("start", [2, 60])
+def test_a_ready_mask_is_cut_to_what_the_slots_of_inner_levels_keep(kind, start):
+    model, ids = model_of({"attention_order": 2}), padded()["input_ids"][1:]
+    cache, total = CACHES[kind](model.config), 120 if kind == "static" else LENGTH  # a static slot returns all its room
+    model(ids[:, :start], past_key_values=cache)
+    mask = torch.ones(LENGTH, total, dtype=torch.bool).tril()[None, None, start:]
+    assert_close(model(ids[:, start:], attention_mask=mask, past_key_values=cache).logits, model(ids).logits[:, start:])
+
+
+def test_a_ready_block_mask_is_refused():
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    model, ids = model_of({"attention_order": 2}, "flex_attention"), padded()["input_ids"]
+    mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, LENGTH, LENGTH, device="cpu")
+    with pytest.raises(ValueError, match="ready BlockMask"):
+        model(ids, attention_mask=mask, use_cache=False)
+
+
+@torch.no_grad()
 def test_packed_sequences_do_not_see_each_other():
     model, ids = model_of({"attention_order": 2}), padded()["input_ids"][1:]
     positions = torch.cat((torch.arange(57), torch.arange(LENGTH - 57)))[None]

@@ -745,7 +745,6 @@ class NexusModel(NexusPreTrainedModel):
     """The decoder without a head: token ids -> hidden states."""
 
     def __init__(self, config: NexusConfig):
-        config.settle_windows()
         config.validate_architecture()  # fields may have been set since the config was made, e.g. the order at load
         warn_if_untested()
         if config._attn_implementation in ("vllm", "sglang"):

@@ -68,7 +68,7 @@ def test_a_long_sequence_is_that_of_the_definition(nesting, backend):
 
 @torch.no_grad()
 @pytest.mark.parametrize("length", [31, 32, 33, 63, 64, 65, LENGTH])
-@pytest.mark.parametrize("window", [1, 2, 32, 40, 99])
+@pytest.mark.parametrize("window", [2, 32, 40, 99])
 def test_blocks_of_every_fit(window, length):
     """Blocks that the sequence fills and does not fill, windows as long as a block and longer."""
     model, inputs = model_of({"attention_order": 2}, window=window), padded()
@@ -205,6 +205,14 @@ def test_the_window_can_be_set_and_changed_at_load(tmp_path):
         loaded.save_pretrained(tmp_path)
     back = NexusForCausalLM.from_pretrained(tmp_path, inner_window=None)
     assert_close(logits(back), logits(plain))
+
+
+def test_a_window_that_is_set_later_is_settled_when_the_config_is_checked(tmp_path):
+    config = NexusConfig(**SHAPE, attention_order=2)
+    for window in (4, 7):
+        config.inner_window = window
+        config.save_pretrained(tmp_path)
+        assert NexusConfig.from_pretrained(tmp_path).sliding_window == window
 
 
 def test_a_window_adds_no_windowed_layer():

@@ -290,12 +290,12 @@ def refuse_other_heads(cache: Cache, slot: int, heads: int) -> None:
         )
 
 
-def refuse_other_slots(cache: Cache | None, slots: int) -> None:
-    """Raises `ValueError` if a cache was begun with other orders: the same numbers would be other calls."""
-    if isinstance(cache, Cache) and len(cache.layers) not in (0, slots) and cache.get_seq_length() > 0:
+def refuse_other_slots(cache: Cache | None, slots: tuple[int, int]) -> None:
+    """Raises `ValueError` if a cache was made for other orders: the same numbers would be other calls."""
+    if isinstance(cache, Cache) and len(cache.layers) not in (0, *slots):
         raise ValueError(
-            f"This cache has {len(cache.layers)} slots, and the model {slots}: it was begun by another model, or "
-            "before `skip_closed_levels` or `restore_levels`. Begin a new one."
+            f"This cache has {len(cache.layers)} slots, and the model {slots[0]}: it was made for another model, or "
+            "before `skip_closed_levels` or `restore_levels`. Make a new one."
         )
 
 
@@ -678,11 +678,13 @@ class NexusPreTrainedModel(PreTrainedModel):
         if sharded.__name__.startswith("FSDP"):
             own = sharded.__bases__[-1]
             sharded.__name__, sharded.__module__ = own.__name__, own.__module__
-        skips = bool(self.base_model.skipped_gates)
+        skips = self.base_model.all_orders is not None
         self.restore_levels()
-        super().save_pretrained(*args, **kwargs)
-        if skips:
-            self.skip_closed_levels()
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            if skips:
+                self.skip_closed_levels()
 
     @staticmethod
     def create_masks_for_generate(config: NexusConfig, **arguments) -> dict[str, torch.Tensor | None]:
@@ -700,38 +702,30 @@ class NexusPreTrainedModel(PreTrainedModel):
     def skip_closed_levels(self) -> list[int]:
         """
         Runs the layers whose gates are all exactly 0 at order 1: the same function, at the price of standard attention.
-        Their gates are put aside, so that nothing opens them meanwhile; `restore_levels` and `train` bring them back,
-        and a saved model has them. A cache that was begun before does not fit any more.
+        `restore_levels`, `train` and `load_state_dict` undo it; whoever opens a gate by hand has to. The gates stay
+        where they are, and a saved model is whole. Gates that are offloaded cannot be read, and count as open. A cache
+        that was begun before does not fit any more.
 
         Returns these layers, counted from 0.
         """
         decoder = self.base_model
         decoder.restore_levels()
-        layers: dict[int, list[str]] = {}
-        for name in decoder.gates():
-            layers.setdefault(int(name.split(".")[1]), []).append(name)
-        orders, gates = decoder.config.layer_orders, decoder.gates()
-        closed = [layer for layer, names in layers.items() if all((gates[name] == 0).all() for name in names)]
-        decoder.skipped_gates = {name: gates[name] for layer in closed for name in layers[layer]}
-        decoder.all_orders = decoder.config.attention_order
-        for name in decoder.skipped_gates:
-            owner, _, gate = name.rpartition(".")
-            delattr(decoder.get_submodule(owner), gate)
+        if len(decoder.layers) != decoder.config.num_layers:
+            raise ValueError("Layers were removed from this model: it cannot skip the closed levels of the others.")
+        gates = [(int(name.split(".")[1]), gate) for name, gate in decoder.gates().items()]
+        still_open = {layer for layer, gate in gates if gate.is_meta or (gate != 0).any()}
+        closed = sorted({layer for layer, _ in gates} - still_open)
         if closed:
+            decoder.all_orders, orders = decoder.config.attention_order, decoder.config.layer_orders
             decoder.run_at([1 if layer in closed else order for layer, order in enumerate(orders)])
         return closed
 
     def restore_levels(self) -> None:
         """Undoes `skip_closed_levels`."""
         decoder = self.base_model
-        for name, gate in decoder.skipped_gates.items():
-            if gate.device != decoder.device:  # where the model has moved meanwhile
-                gate = nn.Parameter(gate.detach().to(decoder.device), gate.requires_grad)
-            owner, _, leaf = name.rpartition(".")
-            decoder.get_submodule(owner).register_parameter(leaf, gate)
-        if decoder.skipped_gates:
-            decoder.skipped_gates = {}
+        if decoder.all_orders is not None:
             decoder.run_at(decoder.all_orders)
+            decoder.all_orders = None
 
     def freeze_all_but_gates(self) -> "NexusPreTrainedModel":
         """Leaves only the gates trainable. Returns the model."""
@@ -756,7 +750,7 @@ class NexusModel(NexusPreTrainedModel):
         self.rotary_emb = NexusRotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.num_slots = config.num_hidden_layers
-        self.skipped_gates: dict[str, nn.Parameter] = {}
+        self.all_orders: int | list[int] | None = None  # while closed levels are skipped: the model's own
         self.post_init()
 
     def run_at(self, orders: int | list[int]):
@@ -773,6 +767,10 @@ class NexusModel(NexusPreTrainedModel):
         if mode:
             self.restore_levels()
         return super().train(mode)
+
+    def _load_from_state_dict(self, *args):
+        self.restore_levels()  # it may open gates
+        super()._load_from_state_dict(*args)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -798,7 +796,7 @@ class NexusModel(NexusPreTrainedModel):
         """
         refuse_unknown(kwargs)
         cache = one_of(cache, past_key_values)
-        refuse_other_slots(cache, self.num_slots)
+        refuse_other_slots(cache, (self.num_slots, self.layers[-1].self_attn.outer.layer_idx + 1))  # layers removed
         if self.layers[0].first_slot != 0:
             raise ValueError("The first layer was removed, which the positions in the cache are counted by: keep it.")
         if (input_ids is None) == (inputs_embeds is None):

@@ -228,7 +228,6 @@ class NexusConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.attention_out_bias is None:
             self.attention_out_bias = self.attention_bias
-        self.settle_windows()
         self.base_model_tp_plan = self.base_model_tp_plan | self.attention_tp_plan()
         # A folder that `save_pretrained` writes must load through every Auto class, not only the one that saved it.
         kwargs["auto_map"] = dict(AUTO_MAP)
@@ -242,14 +241,6 @@ class NexusConfig(PreTrainedConfig):
     def refined(self, order: int, level: int) -> list[str]:
         """The branches that an inner level of a layer of this order refines: values in the last one only."""
         return self.plan().refined(order, level)
-
-    def settle_windows(self):
-        """
-        Caches read the length of every windowed slot from `sliding_window`. Where no layer has a window of its own,
-        that is the inner one.
-        """
-        if self.inner_window is not None and (self.sliding_window is None or self.sliding_layers == []):
-            self.sliding_window, self.sliding_layers = self.inner_window, []
 
     @property
     def windowed_layers(self) -> set[int]:
@@ -324,9 +315,10 @@ class NexusConfig(PreTrainedConfig):
             raise ValueError("parallel_residual=True needs norm_position='pre': set one of them otherwise.")
         if self.qk_norm not in QK_NORM_TP_PLANS:
             raise ValueError(f"qk_norm={self.qk_norm!r}: choose False, True or 'across_heads'.")
-        self.check_inner_window()
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"sliding_window={self.sliding_window}: must be at least 1, or None for no window.")
+        for name in ("sliding_window", "inner_window"):
+            if getattr(self, name) is not None and getattr(self, name) < 2:  # of 1, caches would keep every token
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 2, or None for no window.")
+        self.settle_inner_window()
         if self.sliding_layers is not None and (
             self.sliding_window is None or not set(self.sliding_layers) <= set(range(self.num_layers))
         ):
@@ -339,11 +331,12 @@ class NexusConfig(PreTrainedConfig):
             raise ValueError(f"head_dim={self.head_dim}: rotary embedding needs an even, positive head size.")
         self.check_inner_attention(max(orders))
 
-    def check_inner_window(self):
+    def settle_inner_window(self):
+        """Caches read the length of all windowed slots from `sliding_window`. Without layers of its own, it is ours."""
         if self.inner_window is None:
             return
-        if self.inner_window < 1:
-            raise ValueError(f"inner_window={self.inner_window}: must be at least 1, or None for no window.")
+        if self.sliding_window is None or self.sliding_layers == []:
+            self.sliding_window, self.sliding_layers = self.inner_window, []
         orders = enumerate(self.layer_orders)
         unlimited = [layer for layer, order in orders if order > 1 and layer not in self.windowed_layers]
         if unlimited and self.inner_window > self.sliding_window:

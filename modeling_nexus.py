@@ -207,7 +207,7 @@ class NexusAttentionCall(nn.Module):
 
         batch, heads, length, head_dim = query.shape
         attended = key, value
-        if self.is_faster_in_blocks(length, attention_mask):
+        if self.is_faster_in_blocks(length, attention_mask) and ends_with_the_new(key, cache, self.layer_idx):
             query, key, value, attention_mask = in_blocks(query, key, value, attention_mask, self.sliding_window)
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -232,13 +232,18 @@ class NexusAttentionCall(nn.Module):
         them, bit for bit.
         """
         return (
-            self.mask == "inner_attention"
+            not torch.compiler.is_exporting()  # an exported graph is for every length: it must not compare them
+            and self.mask == "inner_attention"
             and self.config._attn_implementation == "sdpa"
             and attention_mask is not None  # as it is for a sequence no longer than the window
             and attention_mask.dtype == torch.bool
             and length > block_size(self.sliding_window)
-            and not torch.compiler.is_exporting()  # an exported graph is for every length
         )
+
+
+def ends_with_the_new(key: torch.Tensor, cache: Cache | None, slot: int) -> bool:
+    """Whether the last key is that of the last token: static slots return all their room until they are full."""
+    return cache is None or key.shape[2] > getattr(cache.layers[slot], "max_cache_len", 0)
 
 
 def block_size(window: int) -> int:
@@ -285,12 +290,12 @@ def refuse_other_heads(cache: Cache, slot: int, heads: int) -> None:
         )
 
 
-def refuse_other_slots(cache: Cache | None, slots: int) -> None:
-    """Raises `ValueError` if a cache was begun with other orders: the same numbers would be other calls."""
-    if isinstance(cache, Cache) and len(cache.layers) not in (0, slots) and cache.get_seq_length() > 0:
+def refuse_other_slots(cache: Cache | None, slots: tuple[int, int]) -> None:
+    """Raises `ValueError` if a cache was made for other orders: the same numbers would be other calls."""
+    if isinstance(cache, Cache) and len(cache.layers) not in (0, *slots):
         raise ValueError(
-            f"This cache has {len(cache.layers)} slots, and the model {slots}: it was begun by another model, or "
-            "before `skip_closed_levels` or `restore_levels`. Begin a new one."
+            f"This cache has {len(cache.layers)} slots, and the model {slots[0]}: it was made for another model, or "
+            "before `skip_closed_levels` or `restore_levels`. Make a new one."
         )
 
 
@@ -615,15 +620,28 @@ def attention_masks(config: NexusConfig, kinds: set[str], **arguments) -> dict[s
     if "sliding_attention" in kinds:
         masks["sliding_attention"] = create_sliding_window_causal_mask(config=config, **arguments)
     if "inner_attention" in kinds and isinstance(given, torch.Tensor) and given.dim() == 4:
-        outside = torch.ones(given.shape[-2:], dtype=torch.bool, device=given.device)
-        outside = outside.tril(given.shape[-1] - given.shape[-2] - config.inner_window)
-        nothing = torch.finfo(given.dtype).min if given.is_floating_point() else False
-        masks["inner_attention"] = given.masked_fill(outside, nothing)
+        masks["inner_attention"] = cut_to_window(given, config.inner_window, arguments[CACHE])
     elif "inner_attention" in kinds:
+        if given is not None and not isinstance(given, torch.Tensor):
+            raise ValueError("inner_window cannot be cut out of a ready BlockMask: pass a tensor, 2-D or 4-D.")
         inner = copy.copy(config)
         inner.sliding_window = min(config.inner_window, config.sliding_window)
         masks["inner_attention"] = create_sliding_window_causal_mask(config=inner, **arguments)
     return masks
+
+
+def cut_to_window(mask: torch.Tensor, window: int, cache: Cache | None) -> torch.Tensor:
+    """A ready mask, (B, 1, T, S), for the inner levels: within the window, and of the tokens that their slots keep."""
+    length, total = mask.shape[-2:]
+    past, returned = total - length, slice(None)
+    if cache is not None:
+        past = cache.get_seq_length()
+        size, first = cache.get_mask_sizes(length, cache.is_sliding.index(True) if True in cache.is_sliding else 0)
+        returned = slice(first, first + size)
+    position = torch.arange(max(length, total), device=mask.device)
+    outside = past + position[:length, None] - position[:total] >= window
+    nothing = torch.finfo(mask.dtype).min if mask.is_floating_point() else False
+    return mask.masked_fill(outside, nothing)[..., returned]
 
 
 # Set after construction: before 5.19 OutputRecorder does not take this argument (nor does it need it).
@@ -660,11 +678,13 @@ class NexusPreTrainedModel(PreTrainedModel):
         if sharded.__name__.startswith("FSDP"):
             own = sharded.__bases__[-1]
             sharded.__name__, sharded.__module__ = own.__name__, own.__module__
-        skips = bool(self.base_model.skipped_gates)
+        skips = self.base_model.all_orders is not None
         self.restore_levels()
-        super().save_pretrained(*args, **kwargs)
-        if skips:
-            self.skip_closed_levels()
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            if skips:
+                self.skip_closed_levels()
 
     @staticmethod
     def create_masks_for_generate(config: NexusConfig, **arguments) -> dict[str, torch.Tensor | None]:
@@ -682,38 +702,31 @@ class NexusPreTrainedModel(PreTrainedModel):
     def skip_closed_levels(self) -> list[int]:
         """
         Runs the layers whose gates are all exactly 0 at order 1: the same function, at the price of standard attention.
-        Their gates are put aside, so that nothing opens them meanwhile; `restore_levels` and `train` bring them back,
-        and a saved model has them. A cache that was begun before does not fit any more.
+        `restore_levels`, `train` and `load_state_dict` undo it. The gates stay where they are, and a saved model is
+        whole. If one is opened meanwhile, the next forward pass is an error (a compiled one does not look). Gates that
+        are offloaded cannot be read, and count as open. A cache that was begun before does not fit any more.
 
         Returns these layers, counted from 0.
         """
         decoder = self.base_model
         decoder.restore_levels()
-        layers: dict[int, list[str]] = {}
-        for name in decoder.gates():
-            layers.setdefault(int(name.split(".")[1]), []).append(name)
-        orders, gates = decoder.config.layer_orders, decoder.gates()
-        closed = [layer for layer, names in layers.items() if all((gates[name] == 0).all() for name in names)]
-        decoder.skipped_gates = {name: gates[name] for layer in closed for name in layers[layer]}
-        decoder.all_orders = decoder.config.attention_order
-        for name in decoder.skipped_gates:
-            owner, _, gate = name.rpartition(".")
-            delattr(decoder.get_submodule(owner), gate)
+        if len(decoder.layers) != decoder.config.num_layers:
+            raise ValueError("Layers were removed from this model: it cannot skip the closed levels of the others.")
+        gates = [(int(name.split(".")[1]), gate) for name, gate in decoder.gates().items()]
+        still_open = {layer for layer, gate in gates if gate.is_meta or (gate != 0).any()}
+        closed = sorted({layer for layer, _ in gates} - still_open)
         if closed:
+            decoder.all_orders, orders = decoder.config.attention_order, decoder.config.layer_orders
+            decoder.skipped_gates = [gate for layer, gate in gates if layer in closed]
             decoder.run_at([1 if layer in closed else order for layer, order in enumerate(orders)])
         return closed
 
     def restore_levels(self) -> None:
         """Undoes `skip_closed_levels`."""
         decoder = self.base_model
-        for name, gate in decoder.skipped_gates.items():
-            if gate.device != decoder.device:  # where the model has moved meanwhile
-                gate = nn.Parameter(gate.detach().to(decoder.device), gate.requires_grad)
-            owner, _, leaf = name.rpartition(".")
-            decoder.get_submodule(owner).register_parameter(leaf, gate)
-        if decoder.skipped_gates:
-            decoder.skipped_gates = {}
+        if decoder.all_orders is not None:
             decoder.run_at(decoder.all_orders)
+            decoder.all_orders, decoder.skipped_gates = None, []
 
     def freeze_all_but_gates(self) -> "NexusPreTrainedModel":
         """Leaves only the gates trainable. Returns the model."""
@@ -727,7 +740,6 @@ class NexusModel(NexusPreTrainedModel):
     """The decoder without a head: token ids -> hidden states."""
 
     def __init__(self, config: NexusConfig):
-        config.settle_windows()
         config.validate_architecture()  # fields may have been set since the config was made, e.g. the order at load
         warn_if_untested()
         if config._attn_implementation in ("vllm", "sglang"):
@@ -739,7 +751,9 @@ class NexusModel(NexusPreTrainedModel):
         self.rotary_emb = NexusRotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.num_slots = config.num_hidden_layers
-        self.skipped_gates: dict[str, nn.Parameter] = {}
+        # while closed levels are skipped: the model's own orders, and the gates that have to stay closed
+        self.all_orders: int | list[int] | None = None
+        self.skipped_gates: list[nn.Parameter] = []
         self.post_init()
 
     def run_at(self, orders: int | list[int]):
@@ -756,6 +770,10 @@ class NexusModel(NexusPreTrainedModel):
         if mode:
             self.restore_levels()
         return super().train(mode)
+
+    def _load_from_state_dict(self, *args):
+        self.restore_levels()  # it may open gates
+        super()._load_from_state_dict(*args)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -781,7 +799,9 @@ class NexusModel(NexusPreTrainedModel):
         """
         refuse_unknown(kwargs)
         cache = one_of(cache, past_key_values)
-        refuse_other_slots(cache, self.num_slots)
+        refuse_other_slots(cache, (self.num_slots, self.layers[-1].self_attn.outer.layer_idx + 1))  # layers removed
+        if self.skipped_gates and not torch.compiler.is_compiling() and torch.cat(self.skipped_gates).any():
+            raise ValueError("A gate was opened while its level is skipped: call `restore_levels()`, or close it.")
         if self.layers[0].first_slot != 0:
             raise ValueError("The first layer was removed, which the positions in the cache are counted by: keep it.")
         if (input_ids is None) == (inputs_embeds is None):

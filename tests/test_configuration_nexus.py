@@ -168,8 +168,8 @@ def test_rope_keywords_are_folded_into_rope_parameters(keywords, rope_parameters
         ("norm_position", {"norm_position": "both"}),
         ("parallel_residual=True", {"norm_position": "post", "parallel_residual": True}),
         ("qk_norm='head'", {"qk_norm": "head"}),
-        ("sliding_window=0", {"sliding_window": 0}),
-        ("inner_window=0", {"inner_window": 0}),
+        ("sliding_window=1", {"sliding_window": 1}),  # caches would keep every token
+        ("inner_window=1", {"inner_window": 1}),
         (
             "inner_window=6 is more than sliding_window=5, and the nested layers .0. have no window",
             {"inner_window": 6, "sliding_window": 5, "sliding_layers": [1]},

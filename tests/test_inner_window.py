@@ -25,6 +25,7 @@ NESTINGS = {
 WINDOWED = {
     "a window of its own": {"attention_order": 2, "sliding_window": 9},
     "one layer windowed": {"attention_order": 3, "sliding_window": 9, "sliding_layers": [1]},
+    "a window of its own that blocks fit into": {"attention_order": 2, "sliding_window": 64},
     "a narrower window of its own": {"attention_order": 2, "sliding_window": 4},
 }
 each_nesting = pytest.mark.parametrize("nesting", NESTINGS.values(), ids=NESTINGS)
@@ -67,7 +68,7 @@ def test_a_long_sequence_is_that_of_the_definition(nesting, backend):
 
 @torch.no_grad()
 @pytest.mark.parametrize("length", [31, 32, 33, 63, 64, 65, LENGTH])
-@pytest.mark.parametrize("window", [1, 2, 32, 40, 99])
+@pytest.mark.parametrize("window", [2, 32, 40, 99])
 def test_blocks_of_every_fit(window, length):
     """Blocks that the sequence fills and does not fill, windows as long as a block and longer."""
     model, inputs = model_of({"attention_order": 2}, window=window), padded()
@@ -153,6 +154,26 @@ def test_a_ready_mask_is_cut_to_the_window_at_inner_levels(additive, backend):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", CACHES)
+@pytest.mark.parametrize("start", [2, 60])
+def test_a_ready_mask_is_cut_to_what_the_slots_of_inner_levels_keep(kind, start):
+    model, ids = model_of({"attention_order": 2}), padded()["input_ids"][1:]
+    cache, total = CACHES[kind](model.config), 120 if kind == "static" else LENGTH  # a static slot returns all its room
+    model(ids[:, :start], past_key_values=cache)
+    mask = torch.ones(LENGTH, total, dtype=torch.bool).tril()[None, None, start:]
+    assert_close(model(ids[:, start:], attention_mask=mask, past_key_values=cache).logits, model(ids).logits[:, start:])
+
+
+def test_a_ready_block_mask_is_refused():
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    model, ids = model_of({"attention_order": 2}, "flex_attention"), padded()["input_ids"]
+    mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, LENGTH, LENGTH, device="cpu")
+    with pytest.raises(ValueError, match="ready BlockMask"):
+        model(ids, attention_mask=mask, use_cache=False)
+
+
+@torch.no_grad()
 def test_packed_sequences_do_not_see_each_other():
     model, ids = model_of({"attention_order": 2}), padded()["input_ids"][1:]
     positions = torch.cat((torch.arange(57), torch.arange(LENGTH - 57)))[None]
@@ -184,6 +205,14 @@ def test_the_window_can_be_set_and_changed_at_load(tmp_path):
         loaded.save_pretrained(tmp_path)
     back = NexusForCausalLM.from_pretrained(tmp_path, inner_window=None)
     assert_close(logits(back), logits(plain))
+
+
+def test_a_window_that_is_set_later_is_settled_when_the_config_is_checked(tmp_path):
+    config = NexusConfig(**SHAPE, attention_order=2)
+    for window in (4, 7):
+        config.inner_window = window
+        config.save_pretrained(tmp_path)
+        assert NexusConfig.from_pretrained(tmp_path).sliding_window == window
 
 
 def test_a_window_adds_no_windowed_layer():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from arms import build, each_arm
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
 
 from nexus_transformers import NexusForCausalLM, NexusModel
 
@@ -58,9 +59,9 @@ def test_a_closed_model_is_a_standard_model():
         for gate in model.gates().values():
             gate.zero_()
     assert model.skip_closed_levels() == [0, 1]
-    assert not model.gates() and model.config.num_hidden_layers == 2
+    assert model.config.num_hidden_layers == 2
     standard = build(attention_order=1)
-    standard.load_state_dict(model.state_dict())
+    standard.load_state_dict(model.state_dict(), strict=False)
     assert torch.equal(logits(model), logits(standard)) and torch.equal(generate(model), generate(standard))
 
 
@@ -78,25 +79,54 @@ def test_models_without_gates_have_nothing_to_skip():
         assert build(**changes).skip_closed_levels() == []
 
 
-def test_a_skipped_gate_cannot_be_moved_unnoticed():
-    model = half_closed(attention_order=2)
-    whole = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+def test_loading_other_gates_restores_the_levels():
+    model, other = half_closed(attention_order=2), build(attention_order=2)
     model.skip_closed_levels()
-    assert len(model.gates()) == 2
-    with pytest.raises(RuntimeError, match=r"Unexpected key.*layers.0.self_attn.inner_norm.query_gate_1"):
-        model.load_state_dict(whole)
-    model.restore_levels()
-    model.load_state_dict(whole)
+    model.load_state_dict(other.state_dict())
+    assert model.config.attention_order == 2
+    assert torch.equal(logits(model), logits(other))
+
+
+@pytest.mark.parametrize("value", [1e-30, float("nan")])
+def test_a_gate_opened_while_it_is_skipped_is_an_error(value):
+    model = half_closed(attention_order=2)
+    expected = logits(model)
+    model.skip_closed_levels()
+    gate = model.gates()["model.layers.0.self_attn.inner_norm.key_gate_1"]
+    gate.data.fill_(value)  # of all ways the one that leaves no trace
+    with pytest.raises(ValueError, match="call `restore_levels"):
+        logits(model)
+    gate.data.zero_()
+    assert torch.equal(logits(model), expected)
 
 
 @pytest.mark.parametrize("train", [lambda model: model.train(), lambda model: model.model.train()])
 def test_training_trains_every_gate(train):
+    """Also with an optimizer that was made while levels were skipped, as Trainer makes it."""
     model = half_closed(attention_order=2)
     model.skip_closed_levels()
+    optimizer = torch.optim.AdamW(model.parameters())
     train(model)
-    assert len(model.gates()) == 4 and model.config.attention_order == 2
+    assert model.config.attention_order == 2
     model(IDS, labels=IDS).loss.backward()
-    assert all(gate.grad is not None and gate.grad.abs() > 0 for gate in model.gates().values())
+    optimizer.step()
+    closed = [gate for name, gate in model.gates().items() if ".layers.0." in name]
+    assert len(closed) == 2 and all(gate != 0 for gate in closed)
+
+
+def test_peft_made_while_levels_are_skipped_has_the_gates(tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    model = half_closed(attention_order=2)
+    expected = logits(model)
+    model.skip_closed_levels()
+    peft = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["inner_norm"]))
+    peft.train()(IDS, labels=IDS).loss.backward()
+    assert all(gate.grad.abs() > 0 for gate in peft.gates().values())
+    assert peft.eval().skip_closed_levels() == [0]
+    peft.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build(attention_order=2), tmp_path).eval()
+    assert torch.equal(logits(loaded), expected) and torch.equal(logits(peft), expected)
 
 
 def test_skipping_twice_sees_the_gates_as_they_are_now():
@@ -119,23 +149,56 @@ def test_a_model_is_saved_whole_and_goes_on_skipping(tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
-def test_the_gates_come_back_where_the_model_is_now():
+def test_weights_that_somebody_gathered_are_whole_too(tmp_path):
+    model = half_closed(attention_order=2, inner_gate_init=0.5)
+    model.skip_closed_levels()
+    model.save_pretrained(tmp_path, state_dict=model.state_dict())
+    assert torch.equal(logits(NexusForCausalLM.from_pretrained(tmp_path)), logits(model))
+
+
+def test_a_model_that_could_not_be_saved_goes_on_skipping(tmp_path):
     model = half_closed(attention_order=2)
     model.skip_closed_levels()
-    model.to("meta")
-    model.restore_levels()
-    assert {gate.device.type for gate in model.gates().values()} == {"meta"}
+    with pytest.raises(TypeError):
+        model.save_pretrained(tmp_path, max_shard_size=[])
+    assert model.config.attention_order == [1, 2]
 
 
+@pytest.mark.parametrize("change", [lambda model: model.half(), lambda model: model.requires_grad_(False)])
+def test_the_gates_change_with_the_model(change):
+    changed, plain = half_closed(attention_order=2), change(half_closed(attention_order=2))
+    changed.skip_closed_levels()
+    change(changed).restore_levels()
+    for (name, gate), (_, expected) in zip(changed.gates().items(), plain.gates().items(), strict=True):
+        assert (gate.dtype, gate.requires_grad) == (expected.dtype, expected.requires_grad), name
+
+
+def test_offloaded_gates_count_as_open():
+    model = half_closed(attention_order=2)
+    model.model.layers[0].to("meta")
+    assert model.skip_closed_levels() == []
+
+
+@pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("turn", ["skip_closed_levels", "restore_levels"])
-def test_a_cache_begun_before_is_refused(turn):
+def test_a_cache_made_before_is_refused(turn, begun):
     model = half_closed(attention_order=2)
     if turn == "restore_levels":
         model.skip_closed_levels()
-    cache = model(IDS).past_key_values
+    cache = model(IDS).past_key_values if begun else DynamicCache(config=model.config)
     getattr(model, turn)()
-    with pytest.raises(ValueError, match=r"has [34] slots, and the model [34].*Begin a new one"):
+    with pytest.raises(ValueError, match=r"has [34] slots, and the model [34].*Make a new one"):
         model(IDS[:, :1], past_key_values=cache)
+
+
+def test_a_model_with_fewer_layers_takes_every_cache_and_skips_nothing():
+    model = build(attention_order=2, num_layers=3)
+    model.model.layers = model.model.layers[:2]
+    for cache in (DynamicCache(), DynamicCache(config=model.config)):
+        outputs = [model(ids, past_key_values=cache).logits for ids in IDS.split(10, dim=1)]
+        torch.testing.assert_close(torch.cat(outputs, dim=1), logits(model), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="Layers were removed"):
+        model.skip_closed_levels()
 
 
 def test_the_decoder_alone_can_skip():

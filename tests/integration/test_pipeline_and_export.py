@@ -82,6 +82,7 @@ print(json.dumps({
         {"attention_order": 3, "refine_key": False, "num_layers": 1},
         {"attention_order": 2, "inner_attention": "separate", "num_layers": 1},
         {"attention_order": 2, "inner_attention": "self", "num_layers": 1},
+        {"attention_order": 2, "inner_window": 4, "num_layers": 1},
     ],
 )
 def test_an_exported_program_computes_the_model_at_other_lengths_and_batch_sizes(changes, tmp_path):
@@ -97,13 +98,13 @@ def test_an_exported_program_computes_the_model_at_other_lengths_and_batch_sizes
     program = torch.export.export(
         model,
         (),
-        inputs(2, 9),
+        inputs(2, 40),
         dynamic_shapes={"input_ids": dynamic, "attention_mask": dynamic},
         strict=False,
     )
     torch.export.save(program, tmp_path / "model.pt2")
     exported = torch.export.load(tmp_path / "model.pt2").module()
-    for batch, length in ((2, 9), (2, 5), (3, 17)):
+    for batch, length in ((2, 40), (2, 5), (3, 17)):
         example = inputs(batch, length)
         with torch.no_grad():
             expected = model(**example).logits

@@ -3,6 +3,7 @@
 import re
 from typing import TYPE_CHECKING
 
+import torch
 from transformers import TrainerCallback
 
 if TYPE_CHECKING:  # a second to import
@@ -26,11 +27,16 @@ class GateCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, model=None, **kwargs):
         if "loss" not in logs:  # an evaluation, the summary at the end, or what is logged here
             return
-        gates = {short_name(name): gate.item() for name, gate in model.gates().items()}
+        gates = {short_name(name): whole(gate).item() for name, gate in model.gates().items()}
         if gates:
             sizes = [abs(gate) for gate in gates.values()]
             metrics = {"gates/mean": sum(sizes) / len(sizes), "gates/largest": max(sizes)}
             self.trainer.log(metrics | (gates if args.report_to else {}))
+
+
+def whole(gate: torch.Tensor) -> torch.Tensor:
+    """Of what FSDP2 shards, all processes but one have an empty part."""
+    return gate.full_tensor() if hasattr(gate, "full_tensor") else gate
 
 
 def short_name(name: str) -> str:

@@ -712,9 +712,14 @@ class NexusPreTrainedModel(PreTrainedModel):
         decoder.restore_levels()
         if len(decoder.layers) != decoder.config.num_layers:
             raise ValueError("Layers were removed from this model: it cannot skip the closed levels of the others.")
-        gates = [(int(name.split(".")[1]), gate) for name, gate in decoder.gates().items()]
-        still_open = {layer for layer, gate in gates if gate.is_meta or (gate != 0).any()}
-        closed = sorted({layer for layer, _ in gates} - still_open)
+        still_open, layers = set(), set()
+        for name, gate in decoder.gates().items():
+            layers.add(layer := int(name.split(".")[1]))
+            if hasattr(gate, "full_tensor"):  # FSDP2 leaves all processes but one an empty part of a gate
+                gate = gate.full_tensor()
+            if gate.is_meta or gate != 0:
+                still_open.add(layer)
+        closed = sorted(layers - still_open)
         if closed:
             decoder.all_orders, orders = decoder.config.attention_order, decoder.config.layer_orders
             decoder.run_at([1 if layer in closed else order for layer, order in enumerate(orders)])

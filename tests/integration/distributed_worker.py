@@ -9,6 +9,7 @@ import json
 import sys
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers.distributed import DistributedConfig
 
-from nexus_transformers import NexusConfig, NexusForCausalLM
+from nexus_transformers import GateCallback, NexusConfig, NexusForCausalLM
 
 
 def load(folder: Path, kind: str, without_rules: list[str]) -> NexusForCausalLM:
@@ -81,6 +82,10 @@ def run(case: dict, folder: Path, ids: torch.Tensor) -> dict:
     if kind != "tp":
         torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3).step()
         result["stepped"] = {name: whole(parameter) for name, parameter in model.named_parameters()}
+        result["closed"] = model.skip_closed_levels()
+        result["logged"] = {}
+        trainer, arguments = SimpleNamespace(log=result["logged"].update), SimpleNamespace(report_to=["any"])
+        GateCallback(trainer).on_log(arguments, None, None, {"loss": 1.0}, model)
     if kind == "tp":
         arguments = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
         result["tokens"] = model.eval().generate(ids[:2], **arguments)

@@ -155,6 +155,9 @@ def test_data_parallel_training_replicated_and_sharded_trains_the_same(tmp_path)
                 for key, (rows, *others) in shapes.items():
                     kept = (rows + 1) // 2 if rank == 0 else rows // 2  # a gate of shape (1,) lies on rank 0
                     assert result["local_shapes"][key] == [kept, *others], (name, rank, key)
+            # one process has a gate, the others an empty part of it
+            assert result["closed"] == [] and result["logged"] == results[name][0]["logged"], name
+            assert len(result["logged"]) == (len(model.gates()) and len(model.gates()) + 2), name
             if case.get("other_data"):
                 assert worst(result["gradients"], gradients)[0] > 0.1, "the comparison would not notice"
                 assert worst(result["stepped"], stepped)[0] > 1e-3, "the comparison would not notice"

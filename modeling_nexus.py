@@ -644,6 +644,12 @@ def cut_to_window(mask: torch.Tensor, window: int, cache: Cache | None) -> torch
     return mask.masked_fill(outside, nothing)[..., returned]
 
 
+def any_open(gates: list[nn.Parameter]) -> bool:
+    """Whether a gate is not exactly 0. FSDP2 leaves all processes but one an empty part of it."""
+    whole = [gate.full_tensor() if hasattr(gate, "full_tensor") else gate for gate in gates]
+    return any(gate.is_meta for gate in whole) or bool(torch.cat(whole).any())
+
+
 # Set after construction: before 5.19 OutputRecorder does not take this argument (nor does it need it).
 _LAYER_RECORDER = OutputRecorder(NexusDecoderLayer)
 _LAYER_RECORDER.num_hidden_layers_key = "num_layers"
@@ -712,12 +718,13 @@ class NexusPreTrainedModel(PreTrainedModel):
         decoder.restore_levels()
         if len(decoder.layers) != decoder.config.num_layers:
             raise ValueError("Layers were removed from this model: it cannot skip the closed levels of the others.")
-        gates = [(int(name.split(".")[1]), gate) for name, gate in decoder.gates().items()]
-        still_open = {layer for layer, gate in gates if gate.is_meta or (gate != 0).any()}
-        closed = sorted({layer for layer, _ in gates} - still_open)
+        gates: dict[int, list[nn.Parameter]] = {}  # of each layer
+        for name, gate in decoder.gates().items():
+            gates.setdefault(int(name.split(".")[1]), []).append(gate)
+        closed = [layer for layer, own in gates.items() if not any_open(own)]
         if closed:
             decoder.all_orders, orders = decoder.config.attention_order, decoder.config.layer_orders
-            decoder.skipped_gates = [gate for layer, gate in gates if layer in closed]
+            decoder.skipped_gates = [gate for layer in closed for gate in gates[layer]]
             decoder.run_at([1 if layer in closed else order for layer, order in enumerate(orders)])
         return closed
 
@@ -800,7 +807,7 @@ class NexusModel(NexusPreTrainedModel):
         refuse_unknown(kwargs)
         cache = one_of(cache, past_key_values)
         refuse_other_slots(cache, (self.num_slots, self.layers[-1].self_attn.outer.layer_idx + 1))  # layers removed
-        if self.skipped_gates and not torch.compiler.is_compiling() and torch.cat(self.skipped_gates).any():
+        if self.skipped_gates and not torch.compiler.is_compiling() and any_open(self.skipped_gates):
             raise ValueError("A gate was opened while its level is skipped: call `restore_levels()`, or close it.")
         if self.layers[0].first_slot != 0:
             raise ValueError("The first layer was removed, which the positions in the cache are counted by: keep it.")

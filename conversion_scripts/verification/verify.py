@@ -167,6 +167,7 @@ def compare_functions(
     request = {
         "source": str(source.folder.resolve()),
         "gguf_file": source.gguf_file,
+        "of_images_too": source.wrapper is not None,
         "rope_parameters": source.config.rope_parameters,
         "dtype": str(dtype).removeprefix("torch."),
         "attn_implementation": "sdpa",

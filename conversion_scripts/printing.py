@@ -31,6 +31,8 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     say(f"{report['source']['name']} -> {out}: {what}, {model['dtype']}, {size(model['bytes'])}.")
     if model.get("refined"):
         say(f"Inner attention: {nesting(model)}.")
+    if wrapper := report["source"].get("language_model_of"):
+        say(f"Note: of this {wrapper} the language model alone was taken; what reads images was left.")
     for warning in report.get("tokenizer", {}).get("warnings", []):
         say(f"Note: {warning}")
     if "verification" in report:
@@ -70,7 +72,7 @@ def notes(figures: dict[str, Any]) -> list[str]:
 def print_plan(plan: dict[str, Any], out: Path) -> None:
     source, model, disk = plan["source"], plan["model"], plan["disk"]
     lines = {
-        "source": f"{source['name']}, {source['model_type']}, {source['parameters']:,} parameters in "
+        "source": f"{source['name']}, {what_of(source)}, {source['parameters']:,} parameters in "
         f"{source['shards']} files, {size(source['bytes'])}"
         + (f", revision {source['revision']}" if source["revision"] else ""),
         "result": f"{out}, {model['parameters']:,} parameters ({added(model)}) in {model['shards']} files",
@@ -85,6 +87,11 @@ def print_plan(plan: dict[str, Any], out: Path) -> None:
     say("Nothing was written. This is what would be done:")
     for name, line in lines.items():
         say(f"  {name:13} {line}")
+
+
+def what_of(source: dict[str, Any]) -> str:
+    wrapper = source.get("language_model_of")
+    return source["model_type"] if wrapper is None else f"{source['model_type']}, the language model alone of {wrapper}"
 
 
 def print_push(result: dict[str, Any]) -> None:

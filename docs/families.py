@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from nexus_transformers.conversion_scripts.families import ALL
+from nexus_transformers.conversion_scripts.families.wrapped import WRAPPERS
 
 PAGE = Path(__file__).with_name("convert.md")
 BETWEEN = re.compile(r"(<!-- table, written by docs/families.py -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -14,6 +15,8 @@ def table() -> str:
     for name, family in sorted(ALL.items()):
         logits = "equal up to rounding" if family.rounds else "equal bit for bit"
         lines.append(f"| `{name}` | {family.models} | {logits} |")
+    for name, wrapper in sorted(WRAPPERS.items()):
+        lines.append(f"| `{name}` | {wrapper.models}: the language model alone | equal bit for bit |")
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -6,7 +6,14 @@ from pydoc_data.topics import topics
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 VOCAB_SIZE = 512
 CHAT_TEMPLATE = (
@@ -55,6 +62,23 @@ SHAPES = {  # model_type -> a shape that uses what sets the family apart; biases
     "stablelm": {**_NO_HEAD_DIM, **_HALF_ROTARY, "partial_rotary_factor": 0.5, "use_qkv_bias": True},
     "starcoder2": {**_NO_HEAD_DIM, **_WINDOW, "tie_word_embeddings": False},
 }
+_PIXTRAL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+_EYES = {"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2, "patch_size": 4}
+_SECTIONS = {**SHAPE["rope_parameters"], "mrope_section": [3, 3, 2]}
+WRAPPED = {  # models of images too
+    "mistral3": {
+        "text_config": {"model_type": "mistral", **SHAPE, **_WINDOW},
+        "vision_config": {"model_type": "pixtral", **_PIXTRAL, "image_size": 16, "patch_size": 4},
+    },
+    "qwen2_5_vl": {
+        "text_config": {**_NO_HEAD_DIM, "rope_parameters": _SECTIONS},
+        "vision_config": {**_EYES, "out_hidden_size": 64, "fullatt_block_indexes": [0]},
+    },
+    "qwen3_vl": {
+        "text_config": {**SHAPE, "rope_parameters": {**_SECTIONS, "mrope_interleaved": True}},
+        "vision_config": {**_EYES, "out_hidden_size": 48, "deepstack_visual_indexes": [0]},
+    },
+}
 SHAPES = {name: shape for name, shape in SHAPES.items() if name in CONFIG_MAPPING}  # that this Transformers has
 
 
@@ -84,7 +108,8 @@ def make(model_type: str, dtype: torch.dtype = torch.float32, **shape) -> PreTra
     """A random model of Transformers' own class for this architecture."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **deepcopy(shape))  # a config adds to the RoPE parameters it is given
-    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    auto_class = AutoModelForImageTextToText if model_type in WRAPPED else AutoModelForCausalLM
+    model = auto_class.from_config(config).to(dtype).eval()
     for name, parameter in model.named_parameters():
         if name.endswith(("norm.weight", "bias")):  # as trained models have them, not all 1 and 0
             torch.nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.2)
@@ -95,7 +120,7 @@ def save(
     model_type: str, folder: Path, dtype: torch.dtype = torch.float32, max_shard_size: str = "5GB", **changes
 ) -> Path:
     """Saves a random model of the family's shape with tokenizer and generation config, and returns the folder."""
-    return write(make(model_type, dtype, **{**SHAPES[model_type], **changes}), folder, max_shard_size)
+    return write(make(model_type, dtype, **{**(SHAPES | WRAPPED)[model_type], **changes}), folder, max_shard_size)
 
 
 def llama(folder: Path, dtype: torch.dtype = torch.float32, max_shard_size: str = "5GB", **changes) -> Path:

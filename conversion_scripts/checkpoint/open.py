@@ -13,6 +13,7 @@ from transformers import AutoConfig, GenerationConfig
 from ...configuration_nexus import AUTO_MAP, NexusConfig
 from ...errors import CheckpointError, NexusError, told_as
 from ..families import Family, family_of
+from ..families.wrapped import WRAPPERS, language_model, name_in_language_model, raw_language_model
 from .code import check_config
 from .download import download
 from .files import READ_WHOLE, check_file, check_files, read_json
@@ -33,6 +34,7 @@ class Source(Checkpoint):
         gguf_file: name of the GGUF file in `folder`, if it is one; its generation settings are `generation_config`.
         has_tokenizer: whether that file holds a tokenizer.
         left_templates: chat templates in it that Transformers does not read.
+        wrapper: the model_type in config.json, if that is a model of images too, of which this is the language model.
     """
 
     family: Family
@@ -41,6 +43,7 @@ class Source(Checkpoint):
     generation_config: GenerationConfig | None = None
     has_tokenizer: bool = True
     left_templates: list[str] = field(default_factory=list)
+    wrapper: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -119,14 +122,25 @@ def open_safetensors(label: str, folder: Path, revision: str | None) -> Source:
     if (folder / ADAPTER_FILE).exists() and not (folder / "config.json").exists():
         raise no_weights(label, [ADAPTER_FILE])
     raw_config = read_json(folder / "config.json", "is this a checkpoint folder?")
-    check_config(folder / "config.json", raw_config)
-    family = family_of(raw_config.get("model_type"))
-    checkpoint = with_prefix(open_checkpoint(label, folder, revision, raw_config), family)
+    for part in (raw_config, *raw_config.values()):  # of a model of several, each has one of its own
+        if isinstance(part, dict):
+            check_config(folder / "config.json", part)
+    wrapper = raw_config["model_type"] if raw_config.get("model_type") in list(WRAPPERS) else None
+    said = raw_language_model(raw_config) if wrapper else raw_config
+    family = family_of(said.get("model_type"))
+    checkpoint = open_checkpoint(label, folder, revision, said)
+    if wrapper:
+        rename(checkpoint, name_in_language_model)
+    checkpoint = with_prefix(checkpoint, family)
     with told_as(CheckpointError, f"{folder / 'config.json'}: Transformers rejects it ({{reason}})."):
         config = AutoConfig.for_model(**raw_config)
+        if wrapper:
+            # Mistral 3 is tied where nothing is said, and has a head of its own all the same.
+            unsaid = raw_config.get("tie_word_embeddings") is None and "lm_head.weight" in checkpoint.tensors
+            config = language_model(config, family.model_type, config.tie_word_embeddings and not unsaid)
     if config.tie_word_embeddings:
         name_tied(checkpoint, family)
-    return Source(**vars(checkpoint), family=family, config=config)
+    return Source(**vars(checkpoint), family=family, config=config, wrapper=wrapper)
 
 
 def with_prefix(checkpoint: Checkpoint, family: Family) -> Checkpoint:
@@ -151,11 +165,14 @@ def name_tied(checkpoint: Checkpoint, family: Family) -> None:
         rename(checkpoint, lambda name: embedding if name in heads else name)
 
 
-def rename(checkpoint: Checkpoint, named: Callable[[str], str]) -> None:
-    """The files keep their names."""
-    checkpoint.stored_names = {named(name): checkpoint.stored_names.get(name, name) for name in checkpoint.tensors}
+def rename(checkpoint: Checkpoint, named: Callable[[str], str | None]) -> None:
+    """The files keep their names. What is named None is left out."""
+    checkpoint.stored_names = {
+        to: checkpoint.stored_names.get(name, name) for name in checkpoint.tensors if (to := named(name)) is not None
+    }
     for part in ("tensors", "unreadable", "_where"):
-        setattr(checkpoint, part, {named(name): value for name, value in getattr(checkpoint, part).items()})
+        renamed = {to: value for name, value in getattr(checkpoint, part).items() if (to := named(name)) is not None}
+        setattr(checkpoint, part, renamed)
 
 
 def open_gguf(label: str, file: Path) -> Source:

@@ -50,6 +50,7 @@ def describe_source(opened: Checkpoint) -> dict[str, Any]:
         "revision": opened.revision,
         "model_type": opened.raw_config.get("model_type"),
         "parameters": opened.parameters,
+        "language_model_of": getattr(opened, "wrapper", None),
     }
 
 

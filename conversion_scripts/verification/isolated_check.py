@@ -29,7 +29,14 @@ if __name__ == "__main__":  # only then they lie there
 import isolated_probes as probes  # noqa: E402
 import torch  # noqa: E402
 from isolated_controls import controls, from_the_middle  # noqa: E402
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, logging  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+    logging,
+)
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -123,10 +130,12 @@ def load(request: dict, folder: str, trust_remote_code: bool, **kwargs):
     if "gguf_file" in kwargs:  # whose reader leaves out some rotary settings
         kwargs["config"] = AutoConfig.from_pretrained(folder, trust_remote_code=False, **kwargs)
         kwargs["config"].rope_parameters = request["rope_parameters"]
+    of_images_too = request["of_images_too"] and folder == request["source"]
+    auto_class = AutoModelForImageTextToText if of_images_too else AutoModelForCausalLM
     if request["layer_by_layer"]:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **kwargs)
-        kwargs["device_map"] = device_map(config, request["attn_implementation"], trust_remote_code)
-    model = AutoModelForCausalLM.from_pretrained(
+        kwargs["device_map"] = device_map(auto_class, config, request["attn_implementation"], trust_remote_code)
+    model = auto_class.from_pretrained(
         folder,
         trust_remote_code=trust_remote_code,
         dtype=getattr(torch, request["dtype"]),
@@ -138,16 +147,16 @@ def load(request: dict, folder: str, trust_remote_code: bool, **kwargs):
     return model
 
 
-def device_map(config, attn_implementation: str, trust_remote_code: bool) -> dict[str, str]:
+def device_map(auto_class, config, attn_implementation: str, trust_remote_code: bool) -> dict[str, str]:
     """
     Every matrix stays on the disk: Transformers reads it from the checkpoint when it is used, and lets go of it. Only
     the layer in the middle is kept in memory, where a control changes its heads, and so are norms and gates.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
+        model = auto_class.from_config(
             config, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
         )
-    middle = f".layers.{from_the_middle(config)[0]}."
+    middle = f".layers.{from_the_middle(config.get_text_config())[0]}."
     return {
         name: "disk" if isinstance(module, torch.nn.Linear | torch.nn.Embedding) and middle not in name else "cpu"
         for name, module in model.named_modules()
@@ -252,13 +261,14 @@ def compare_models(request: dict, prompt: list[int], texts: list[list[int]]) -> 
 
     with failing("source"):
         source = load(request, request["source"], trust_remote_code=False, **request["gguf"])
-        vocab_size = source.config.vocab_size
-        length = max(min(longest, source.config.max_position_embeddings - new_tokens), 2)
+        config = source.config.get_text_config()
+        vocab_size = config.vocab_size
+        length = max(min(longest, config.max_position_embeddings - new_tokens), 2)
         batches = probes.passages(texts, vocab_size, count, length)
         prompt = prompt[:length] or batches[0][:8]
         afforded = probes.AFFORDED / source.num_parameters()
         inner = {"inner_window": request["inner_window"]} if request["inner_window"] else {}
-        lengths = {name: start + probes.BEYOND for name, start in (probes.thresholds(source.config) | inner).items()}
+        lengths = {name: start + probes.BEYOND for name, start in (probes.thresholds(config) | inner).items()}
         reached = {name: end for name, end in lengths.items() if length < end <= afforded}
         result["run_past"] = sorted(name for name, end in lengths.items() if end <= max(length, *reached.values(), 0))
         result["not_run_past"] = sorted(lengths.keys() - result["run_past"])

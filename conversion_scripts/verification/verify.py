@@ -166,6 +166,7 @@ def compare_functions(
     request = {
         "source": str(source.folder.resolve()),
         "gguf": {"gguf_file": source.gguf_file} if source.gguf_file else {},
+        "of_images_too": source.wrapper is not None,
         "rope_parameters": source.config.rope_parameters,
         "dtype": str(dtype).removeprefix("torch."),
         "attn_implementation": "sdpa",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 import checkpoints
 from nexus_transformers import NexusForCausalLM
@@ -69,6 +69,58 @@ def test_there_and_back(model_type, variant, tmp_path, nexus):
     assert function_fields(back) == function_fields(source)
     for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (back / name).read_bytes() == (source / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "family", "options"),
+    [
+        ("mistral3", "mistral", {"tie_word_embeddings": False}),
+        ("qwen2_5_vl", "qwen2", {"tie_word_embeddings": True}),
+        ("qwen3_vl", "qwen3", {"dtype": torch.bfloat16, "max_shard_size": "40KB"}),
+    ],
+)
+def test_of_a_model_of_images_the_language_model_alone(model_type, family, options, tmp_path, nexus):
+    source, there, back = tmp_path / "source", tmp_path / "nexus", tmp_path / "back"
+    checkpoints.save(model_type, source, **options)
+    if model_type == "mistral3":  # as published: its own head, and nothing said of it, which Transformers calls tied
+        config = json.loads((source / "config.json").read_text())
+        del config["tie_word_embeddings"], config["text_config"]["tie_word_embeddings"]
+        (source / "config.json").write_text(json.dumps(config))
+    layer_by_layer = ["--layer-by-layer"] if model_type == "qwen3_vl" else []
+    status, output, errors = nexus("convert", source, there, *layer_by_layer)
+    assert (status, errors) == (0, "")
+    assert f"of this {model_type} the language model alone was taken" in output
+    assert "max |Δlogit| 0.0, KL" in output
+    assert nexus("convert", there, back, "--to-source", "--no-verify")[0] == 0
+    with_eyes = AutoModelForImageTextToText.from_pretrained(source)
+    model, returned = NexusForCausalLM.from_pretrained(there), AutoModelForCausalLM.from_pretrained(back)
+    assert (returned.config.model_type, returned.dtype) == (family, with_eyes.dtype)
+    assert returned.config.tie_word_embeddings is options.get("tie_word_embeddings", False)
+    ids = torch.randint(checkpoints.VOCAB_SIZE, (2, 40))
+    expected = with_eyes(ids).logits
+    assert torch.equal(model(ids).logits, expected)
+    assert torch.equal(returned(ids).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "text", "reason"),
+    [
+        (
+            "mistral3",
+            {"model_type": "ministral3"},
+            "'ministral3' cannot be converted: it scales queries by their position",
+        ),
+        ("qwen3_vl", {"clip_qkv": 8}, "clip_qkv=8"),
+        ("qwen3_vl", {"quantization_config": {"quant_method": "fp8"}}, "is quantized (fp8)"),
+    ],
+)
+def test_what_the_language_model_of_one_may_not_be(model_type, text, reason, tmp_path, nexus):
+    file = checkpoints.save(model_type, tmp_path / "source") / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"text_config": config["text_config"] | text}))
+    status, output, errors = nexus("convert", tmp_path / "source", tmp_path / "out")
+    assert (status, output, errors.count("\n")) == (1, "", 1)
+    assert reason in errors
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt_neox"])

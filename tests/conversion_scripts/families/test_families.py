@@ -23,6 +23,7 @@ from nexus_transformers.conversion_scripts.families import (
     decoder_fields,
     family_of,
 )
+from nexus_transformers.conversion_scripts.families.wrapped import WRAPPERS, language_model, raw_language_model
 from nexus_transformers.errors import ConversionError
 
 # Rounding where the source multiplies in one product or adds in another order, in parts of the largest logit. In
@@ -482,6 +483,10 @@ PUBLISHED = {  # parameters, and what is easily lost on the way
     "kyutai/helium-1-preview-2b": (2_172_643_840, {"rms_norm_eps": 1e-8, "head_dim": 128}),
     "baidu/ERNIE-4.5-0.3B-PT": (360_748_032, {"head_dim": 128, "attention_bias": False}),
     "THUDM/glm-4-9b-chat-hf": (9_399_951_360, {"attention_bias": True, "attention_out_bias": False}),
+    # Of the language model alone: as Qwen3-4B, Qwen2.5-7B and Mistral-Small-24B-2501
+    "Qwen/Qwen3-VL-4B-Instruct": (4_022_468_096, {"tie_word_embeddings": True, "qk_norm": True}),
+    "Qwen/Qwen2.5-VL-7B-Instruct": (7_615_616_512, {"attention_out_bias": False, "sliding_window": None}),
+    "mistralai/Mistral-Small-3.1-24B-Instruct-2503": (23_572_403_200, {"head_dim": 128, "sliding_window": None}),
     "LGAI-EXAONE/EXAONE-4.0-1.2B": (1_279_391_488, {"sliding_window": None, "norm_position": "post"}),
 }
 ROPE = {  # where it is more than a theta: what must be in `rope_parameters`
@@ -501,7 +506,10 @@ ROPE = {  # where it is more than a theta: what must be in `rope_parameters`
 @pytest.mark.parametrize("name", HUB_CONFIGS)
 def test_the_config_of_a_published_checkpoint(name):
     raw = HUB_CONFIGS[name]
-    config = AutoConfig.for_model(**raw)
+    config, text = AutoConfig.for_model(**raw), raw.get("text_config", raw)
+    if raw["model_type"] in WRAPPERS:
+        tied, raw = raw.get("tie_word_embeddings", False), raw_language_model(raw)
+        config = language_model(config, raw["model_type"], tied)
     family = FAMILIES[raw["model_type"]]
     nexus = NexusConfig(**family.nexus_config(raw, config), attention_order=1)
     parameters, facts = PUBLISHED[name]
@@ -510,6 +518,6 @@ def test_the_config_of_a_published_checkpoint(name):
     model.tie_weights()
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     assert {field: getattr(nexus, field) for field in facts} == facts
-    theta = raw.get("rope_theta") or raw.get("rotary_emb_base") or 10000.0
+    theta = text.get("rope_theta") or text.get("rotary_emb_base") or 10000.0
     assert {"rope_type": "default", "rope_theta": theta, **ROPE.get(name, {})}.items() <= nexus.rope_parameters.items()
     assert function_fields(family.source_config(nexus)) == function_fields(config)

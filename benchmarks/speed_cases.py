@@ -127,15 +127,15 @@ def cases(preset: str) -> list[Case]:
         ]
     if preset == "targets":
         return [
-            Case(whole, "prefill", 1, 512, variants=(*FEW, CLOSED), judged=True, rounds=15),
-            Case(whole, "decode", 1, 1024, variants=(*FEW, CLOSED), judged=True, rounds=15),
+            Case(whole, "prefill", 1, 512, variants=(*FEW, CLOSED), judged=True, rounds=9),
+            Case(whole, "decode", 1, 1024, variants=(*FEW, CLOSED), judged=True, rounds=9),
             # a round of training scatters by 3 %: only many of them tell
-            Case(whole, "train", 1, 512, variants=TRAINED, judged=True, rounds=15),
-            Case(whole, "train checkpointed", 1, 512, variants=(CONTROL, "order 2"), judged=True, rounds=9),
+            Case(whole, "train", 1, 512, variants=TRAINED, judged=True, rounds=9),
+            Case(whole, "train checkpointed", 1, 512, variants=(CONTROL, "order 2"), judged=True, rounds=6),
             Case(whole, "prefill", 1, 2048, variants=WINDOWED, judged=True, rounds=6),
-            Case(whole, "prefill", 1, 4096, variants=WINDOWED, judged=True, rounds=6),
-            Case(whole, "decode", 1, 4096, variants=WINDOWED, judged=True, rounds=9),
-            Case(whole, "train", 1, 2048, variants=(CONTROL, WINDOW), judged=True, rounds=6),
+            Case(whole, "prefill", 1, 4096, variants=WINDOWED, judged=True, rounds=3),
+            Case(whole, "decode", 1, 4096, variants=WINDOWED, judged=True, rounds=6),
+            Case(whole, "train", 1, 2048, variants=(CONTROL, WINDOW), judged=True, rounds=3),
             Case(whole, "prefill", 1, 2048, "bfloat16", variants=WINDOWED, judged=True, rounds=6),
         ]
     chosen = [

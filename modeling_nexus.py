@@ -806,14 +806,10 @@ class NexusModel(NexusPreTrainedModel):
         """
         refuse_unknown(kwargs)
         cache = one_of(cache, past_key_values)
-<<<<<<< HEAD
-        refuse_other_slots(cache, (self.num_slots, self.layers[-1].self_attn.outer.layer_idx + 1))  # layers removed
-        if self.skipped_gates and not torch.compiler.is_compiling() and any_open(self.skipped_gates):
-            raise ValueError("A gate was opened while its level is skipped: call `restore_levels()`, or close it.")
-=======
         # Of a cache that grows, where the last layers were removed, there are less than the config says.
         refuse_other_slots(cache, (self.num_slots, self.layers[-1].self_attn.outer.layer_idx + 1))
->>>>>>> eyes
+        if self.skipped_gates and not torch.compiler.is_compiling() and any_open(self.skipped_gates):
+            raise ValueError("A gate was opened while its level is skipped: call `restore_levels()`, or close it.")
         if self.layers[0].first_slot != 0:
             raise ValueError("The first layer was removed, which the positions in the cache are counted by: keep it.")
         if (input_ids is None) == (inputs_embeds is None):

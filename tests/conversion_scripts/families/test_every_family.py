@@ -91,6 +91,7 @@ def test_of_a_model_of_images_the_language_model_alone(model_type, family, optio
     assert (status, errors) == (0, "")
     assert f"of this {model_type} the language model alone was taken" in output
     assert "max |Δlogit| 0.0, KL" in output
+    assert f"the language model of this {model_type} alone" in (there / "README.md").read_text()
     assert nexus("convert", there, back, "--to-source", "--no-verify")[0] == 0
     with_eyes = AutoModelForImageTextToText.from_pretrained(source)
     model, returned = NexusForCausalLM.from_pretrained(there), AutoModelForCausalLM.from_pretrained(back)

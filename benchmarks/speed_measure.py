@@ -59,6 +59,8 @@ def decoding(model: PreTrainedModel, forward: Callable, ids: torch.Tensor, stati
     """Steps of one token from a full cache, which is cut back to its prompt before each run."""
     length = ids.shape[1]
     cache = StaticCache(model.config, max_cache_len=length + DECODED) if static else DynamicCache(config=model.config)
+    if not static:
+        cache.activate_past_recording()  # else what a window has let go of could not be cut back to
     model(ids, past_key_values=cache, logits_to_keep=1)
 
     def prepare():

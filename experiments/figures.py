@@ -189,11 +189,9 @@ def window(report: dict, path: Path) -> None:
     titles = {
         "language": "Language modelling, equal compute",
         "recall": "Associative recall",
-        "induction": "Induction",
-        "hops": "Pointer chasing",
     }
-    figure = Figure(figsize=(15, 3.8))
-    for axis, (task, title) in zip(figure.subplots(1, 4), titles.items(), strict=True):
+    figure = Figure(figsize=(9, 3.8))
+    for axis, (task, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         rows = dict(report["summary"][task])
         standard, whole = rows.pop("standard", None), rows.pop("no window")
         rows["no window"] = whole  # at the right end
@@ -208,11 +206,10 @@ def window(report: dict, path: Path) -> None:
             axis.axhline(of_standard["mean"], color=STANDARD, linewidth=1, label="standard")
             axis.set_ylabel("held-out bits per byte")
         else:
-            units = {"recall": "{} pairs", "induction": "{} tokens", "hops": "hops: {}"}
             sizes = list(whole["accuracy"])
-            for size, colour in zip(sizes, (NESTED, RIVAL, NESTED_TWICE), strict=False):
+            for size, colour in zip(sizes, (NESTED, RIVAL), strict=False):
                 accuracies = [row["accuracy"][size] for row in rows.values()]
-                seeds(axis, names, accuracies, "o-", color=colour, label=units[task].format(size))
+                seeds(axis, names, accuracies, "o-", color=colour, label=f"{size} pairs")
             axis.set(ylabel="answers right, %", ylim=(-3, 103))
         axis.set(title=title, xlabel="tokens that an inner level attends to")
         axis.legend()

@@ -115,18 +115,17 @@ def test_training_trains_every_gate(train):
 
 
 def test_peft_made_while_levels_are_skipped_has_the_gates(tmp_path):
-    from peft import LoraConfig, PeftModel, get_peft_model
-
+    peft = pytest.importorskip("peft")
     model = half_closed(attention_order=2)
     expected = logits(model)
     model.skip_closed_levels()
-    peft = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["inner_norm"]))
-    peft.train()(IDS, labels=IDS).loss.backward()
-    assert all(gate.grad.abs() > 0 for gate in peft.gates().values())
-    assert peft.eval().skip_closed_levels() == [0]
-    peft.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(build(attention_order=2), tmp_path).eval()
-    assert torch.equal(logits(loaded), expected) and torch.equal(logits(peft), expected)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["inner_norm"]))
+    adapted.train()(IDS, labels=IDS).loss.backward()
+    assert all(gate.grad.abs() > 0 for gate in adapted.gates().values())
+    assert adapted.eval().skip_closed_levels() == [0]
+    adapted.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(build(attention_order=2), tmp_path).eval()
+    assert torch.equal(logits(loaded), expected) and torch.equal(logits(adapted), expected)
 
 
 def test_skipping_twice_sees_the_gates_as_they_are_now():

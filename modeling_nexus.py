@@ -465,12 +465,12 @@ class NexusAttention(NexusProjections):
     def __init__(self, config: NexusConfig, calls: list[AttentionCall]):
         super().__init__(config)
         self.config = config
-        self.plan(calls)
+        self.take_calls(calls)
         if self.order > 1:
             self.inner_norm = NexusInnerNorm(config, self.order)
         self.add_calls(config)
 
-    def plan(self, calls: list[AttentionCall]):
+    def take_calls(self, calls: list[AttentionCall]):
         self.calls = calls
         self.order = calls[-1].level
         # the branches that each inner level refines
@@ -568,7 +568,7 @@ ATTENTIONS = {"shared": NexusSharedAttention, "separate": NexusSeparateAttention
 class NexusDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: NexusConfig, calls: list[AttentionCall]):
         super().__init__()
-        self.plan(calls)
+        self.take_calls(calls)
         self.self_attn = ATTENTIONS[config.inner_attention](config, calls)
         self.mlp = NexusMLP(config)
         self.post_norm = config.norm_position == "post"
@@ -579,7 +579,7 @@ class NexusDecoderLayer(GradientCheckpointingLayer):
             self.post_feedforward_layernorm = residual_norm(config)
         self.parallel_residual = config.parallel_residual
 
-    def plan(self, calls: list[AttentionCall]):
+    def take_calls(self, calls: list[AttentionCall]):
         self.first_slot = calls[0].slot
         self.masks = calls[-1].mask, calls[0].mask  # which masks it takes, for itself and for its inner levels
 
@@ -768,8 +768,8 @@ class NexusModel(NexusPreTrainedModel):
         self.config.attention_order = orders
         self.num_slots = self.config.num_hidden_layers
         for layer, calls in zip(self.layers, self.config.attention_calls(), strict=True):
-            layer.plan(calls)
-            layer.self_attn.plan(calls)
+            layer.take_calls(calls)
+            layer.self_attn.take_calls(calls)
             for call in calls:
                 layer.self_attn.get_submodule(call.name).take_place(call)
 

@@ -13,6 +13,7 @@ import math
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -76,12 +77,14 @@ def measure_preset(preset: str, chosen: list[Case], options: argparse.Namespace)
     if processes == 1:
         report = run(preset, chosen, options, path=path)
     else:
-        reports = []
+        parts = []
         with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
-            for _ in range(processes):
-                reports.append(fresh.submit(run, preset, chosen, options, processes).result())
-                report = speed_report.pool(reports)
-                save(report, path)
+            for process in range(processes):
+                for _, group in groupby(chosen, sharing):  # whatever is interrupted keeps what it has
+                    task = fresh.submit(run, preset, list(group), options, processes, with_memory=process == 0)
+                    parts.append(task.result())
+                    report = speed_report.pool(parts)
+                    save(report, path)
     speed_report.show(report, Console(highlight=False))
     speed_report.plot(report, path.with_suffix(".png"))
     path.with_suffix(".md").write_text(speed_report.markdown(report))
@@ -89,8 +92,18 @@ def measure_preset(preset: str, chosen: list[Case], options: argparse.Namespace)
     return report
 
 
+def sharing(case: Case) -> tuple:
+    """What decides which models a case needs."""
+    return case.shape, case.dtype, case.variants
+
+
 def run(
-    preset: str, chosen: list[Case], options: argparse.Namespace, processes: int = 1, path: Path | None = None
+    preset: str,
+    chosen: list[Case],
+    options: argparse.Namespace,
+    processes: int = 1,
+    path: Path | None = None,
+    with_memory: bool = True,
 ) -> dict:
     """
     Measures the cases in this process, one of `processes` that divide the time. With a path, saves after every case: an
@@ -108,15 +121,14 @@ def run(
     models, held = {}, None
     for case in track(chosen, description="", console=console):
         console.print(case.label)
-        if (case.shape, case.dtype, case.variants) != held:
+        if sharing(case) != held:
             models.clear()  # before the next ones take memory
             shape = TOY if options.toy else SHAPES[case.shape]
             nestings = {name: VARIANTS[name] for name in case.variants}
             models = build(shape, nestings, getattr(torch, case.dtype), options.device)
-            held = (case.shape, case.dtype, case.variants)
-        report["rows"] += measure(
-            case, models, options.device, seconds * case.weight, math.ceil(case.rounds / processes)
-        )
+            held = sharing(case)
+        rounds = math.ceil(case.rounds / processes)
+        report["rows"] += measure(case, models, options.device, seconds * case.weight, rounds, with_memory)
         if any(case.judged for case in chosen):
             report["targets"] = speed_report.judge(report["rows"])
         if path:
@@ -124,14 +136,17 @@ def run(
     return report
 
 
-def measure(case: Case, models: dict, device: str, budget: float, min_rounds: int = 3) -> list[dict]:
+def measure(
+    case: Case, models: dict, device: str, budget: float, min_rounds: int = 3, with_memory: bool = True
+) -> list[dict]:
     """One case: the rows of its variants. The budget is in seconds."""
     torch.manual_seed(0)
     torch.compiler.reset()
     runners = {name: runner(model, case) for name, model in models.items()}
     rivals = {name: each for name, each in runners.items() if name != LLAMA}
     timings = interleave(runners[LLAMA], rivals, device, budget, min_rounds)
-    peaks = {} if case.compiled else {name: peak_bytes(each, device) for name, each in runners.items()}
+    with_memory = with_memory and not case.compiled  # the same in every process
+    peaks = {name: peak_bytes(each, device) for name, each in runners.items()} if with_memory else {}
     caches = {name: held_by(each.cache) for name, each in runners.items() if each.cache is not None}
     for model in models.values():
         model.zero_grad(set_to_none=True)

@@ -32,7 +32,7 @@ VARIANTS = {
 FEW = (CONTROL, "order 1", "order 2", "order 3", "order 2, queries only", "first layer only")
 BRIEF = (CONTROL, "order 2", "order 3")  # for the larger shapes
 TRAINED = (CONTROL, "order 1", "order 2", "first layer only")  # what the targets of training name
-WINDOWED = (CONTROL, "order 2", WINDOW)
+WINDOWED = ("order 2", WINDOW)  # long cases: no second Llama
 COMPILED = ("order 1", "order 2", "first layer only")  # compiling takes longer than measuring
 
 
@@ -130,12 +130,12 @@ def cases(preset: str) -> list[Case]:
             Case(whole, "prefill", 1, 512, variants=(*FEW, CLOSED), judged=True, rounds=9),
             Case(whole, "decode", 1, 1024, variants=(*FEW, CLOSED), judged=True, rounds=9),
             # a round of training scatters by 3 %: only many of them tell
-            Case(whole, "train", 1, 512, variants=TRAINED, judged=True, rounds=9),
+            Case(whole, "train", 1, 512, variants=TRAINED, judged=True, rounds=6),
             Case(whole, "train checkpointed", 1, 512, variants=(CONTROL, "order 2"), judged=True, rounds=6),
             Case(whole, "prefill", 1, 2048, variants=WINDOWED, judged=True, rounds=6),
-            Case(whole, "prefill", 1, 4096, variants=WINDOWED, judged=True, rounds=3),
             Case(whole, "decode", 1, 4096, variants=WINDOWED, judged=True, rounds=6),
-            Case(whole, "train", 1, 2048, variants=(CONTROL, WINDOW), judged=True, rounds=3),
+            Case(whole, "prefill", 1, 4096, variants=(WINDOW,), judged=True, rounds=3),
+            Case(whole, "train", 1, 2048, variants=(WINDOW,), judged=True, rounds=3),
             Case(whole, "prefill", 1, 2048, "bfloat16", variants=WINDOWED, judged=True, rounds=6),
         ]
     chosen = [

@@ -113,10 +113,14 @@ def row(case: Case, variant: str, models: dict, timing: Timing, peaks: dict[str,
     return figures
 
 
-def pool(reports: list[dict]) -> dict:
-    """The report of processes that measured the same: medians and quartiles over the rounds of all."""
+def pool(parts: list[dict]) -> dict:
+    """One report of several that measured the same or other cases: medians and quartiles over the rounds of all."""
+    by_case: dict[tuple, list[dict]] = {}
+    for row in (row for part in parts for row in part["rows"]):
+        case = tuple(row[key] for key in ("shape", "task", "batch", "length", "dtype", "compiled", "variant"))
+        by_case.setdefault(case, []).append(row)
     rows = []
-    for same in zip(*(report["rows"] for report in reports), strict=True):
+    for same in by_case.values():
         row = dict(same[0])
         row["ratios"] = [ratio for each in same for ratio in each["ratios"]]
         low, ratio, high = quartiles(row["ratios"])
@@ -124,8 +128,8 @@ def pool(reports: list[dict]) -> dict:
         for figure in ("seconds", "llama_seconds", "tokens_per_second"):
             row[figure] = quartiles(each[figure] for each in same)[1]
         rows.append(row)
-    report = reports[0] | {"processes": len(reports), "rows": rows}
-    return report | {"targets": judge(rows)} if "targets" in report else report
+    report = parts[0] | {"processes": min(map(len, by_case.values())), "rows": rows}
+    return report | {"targets": judge(rows)} if any("targets" in part for part in parts) else report
 
 
 def judge(rows: list[dict]) -> list[dict]:

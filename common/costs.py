@@ -111,7 +111,7 @@ def pairs(length: int, past: int, attention: str, window: int | None = None) -> 
         window: Tokens that a query attends to, itself included; by default all.
     """
     if window is not None and window < past + length:
-        block = max(window, 32)  # `block_size` in modeling_nexus.py, which a test compares
+        block = max(window, 32)  # `block_size` in inputs_nexus.py, which a test compares
         if attention == "cpu" and length > block:
             return math.ceil(length / block) * block * (block + window - 1)
         past = min(past, window - 1)  # what is kept

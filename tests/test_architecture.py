@@ -17,6 +17,7 @@ PARTS = {
     "bounded": "bounded",
     "interrupt": "interrupt",
     "configuration": "configuration_nexus",
+    "inputs": "inputs_nexus",
     "modeling": "modeling_nexus",
     "training": "gate_callback",
     "package": "__init__",
@@ -44,7 +45,8 @@ MAY_IMPORT = {
     "bounded": "",  # isolated checks have a copy of it
     "interrupt": "",
     "configuration": "",
-    "modeling": "configuration",  # both travel to the Hub
+    "inputs": "configuration",
+    "modeling": "configuration inputs",  # these three travel to the Hub
     "training": "",
     "package": "configuration modeling training interrupt",
     "tokenization": "errors bounded",

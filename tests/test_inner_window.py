@@ -10,7 +10,7 @@ from transformers import DynamicCache, StaticCache
 
 import reference
 from nexus_transformers import NexusConfig, NexusForCausalLM
-from nexus_transformers.modeling_nexus import block_size
+from nexus_transformers.inputs_nexus import block_size
 
 LENGTH, WINDOW = 100, 5
 

@@ -12,7 +12,7 @@ from ...tokenization.check import remote_code
 from .files import CODE_FILES, ROOT, sha256
 
 # The code that released versions put into model folders, sha256 -> version. With every release, add `sha256sum
-# configuration_nexus.py modeling_nexus.py` as they are in its wheel, and never remove one: its models would be refused.
+# *_nexus.py` as they are in its wheel, and never remove one: its models would be refused.
 # Nothing was released yet; what is installed here is always known.
 RELEASED: dict[str, str] = {}
 ALLOW = "read it, and if you trust it, pass --trust-remote-code, which runs all code of this folder with your rights"

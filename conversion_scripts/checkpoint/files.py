@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...configuration_nexus import AUTO_MAP
 from ...errors import CheckpointError, reason_of
 from ...tokenization.carry_over import CARRIED_FILES
 
@@ -23,7 +22,7 @@ LICENCE_FILES = [
     f"*{''.join(f'[{letter.lower()}{letter}]' for letter in word)}*"
     for word in ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 ]
-CODE_FILES = sorted({reference.split(".")[0] + ".py" for reference in AUTO_MAP.values()})  # of ROOT; they travel along
+CODE_FILES = ["configuration_nexus.py", "inputs_nexus.py", "modeling_nexus.py"]  # of ROOT; they travel along
 # Of a model folder, as patterns. Nothing else is published, and a folder with anything else is not replaced: nobody
 # loses optimizer states, checkpoints and logs.
 MODEL_FILES = [

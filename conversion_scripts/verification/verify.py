@@ -11,9 +11,8 @@ import psutil
 import torch
 import transformers
 
-from ...configuration_nexus import AUTO_MAP, NexusConfig
+from ...configuration_nexus import AUTO_MAP, TESTED_TRANSFORMERS, NexusConfig
 from ...errors import VerificationError
-from ...modeling_nexus import TESTED_TRANSFORMERS
 from ...tokenization.carry_over import has_tokenizer
 from ..checkpoint.added import is_nesting
 from ..checkpoint.code import check_code

@@ -7,7 +7,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
-from nexus_transformers.modeling_nexus import NexusAttentionCall, block_size
+from nexus_transformers.inputs_nexus import block_size
+from nexus_transformers.modeling_nexus import NexusAttentionCall
 
 SHAPE = {
     "vocab_size": 61,

@@ -18,6 +18,7 @@ import checkpoints
 import gguf_file
 import nexus_transformers
 from nexus_transformers import NexusForCausalLM
+from nexus_transformers.conversion_scripts.checkpoint.files import CODE_FILES
 from nexus_transformers.conversion_scripts.convert import convert
 
 ROOT = Path(nexus_transformers.__file__).parent
@@ -114,7 +115,7 @@ def test_tokenizer_and_settings_are_carried_over_byte_for_byte(llama_folder, tmp
 
 def test_code_and_auto_map_travel_along(llama_folder, tmp_path):
     convert(llama_folder, tmp_path / "out", verify=False)
-    for name in ("configuration_nexus.py", "modeling_nexus.py"):
+    for name in CODE_FILES:
         assert (tmp_path / "out" / name).read_bytes() == (ROOT / name).read_bytes()
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_nexus.NexusForCausalLM"

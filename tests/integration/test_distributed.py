@@ -19,6 +19,7 @@ import checkpoints
 import nexus_transformers
 from isolated import run_isolated
 from nexus_transformers import NexusConfig, NexusForCausalLM
+from nexus_transformers.conversion_scripts.checkpoint.files import CODE_FILES
 from nexus_transformers.gate_callback import short_name
 
 ROOT = Path(nexus_transformers.__file__).parent
@@ -296,7 +297,7 @@ def test_a_model_that_fsdp2_sharded_carries_our_code_and_not_pytorch_s(tmp_path)
     source = tmp_path / "source"
     build(attention_order=2).save_pretrained(source)
     launch([sys.executable, "-c", SHARD_AND_SAVE, source, tmp_path / "out"], tmp_path)
-    assert {path.name for path in (tmp_path / "out").glob("*.py")} == {"configuration_nexus.py", "modeling_nexus.py"}
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.py")) == CODE_FILES
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == ["NexusForCausalLM"]
     assert config["auto_map"] == NexusConfig().auto_map

@@ -3,8 +3,9 @@ Memory and throughput of `nexus convert` on a large checkpoint, beside `cp` of t
 
 A Llama of random bfloat16 weights is written layer by layer, 8.6 GB in shards of 2 GB by default. Then, interleaved and
 repeated, the same bytes are copied with `cp` and converted with `nexus convert --no-verify`, each to a new place on the
-same disk; once the conversion is killed half-way and continued; and once it verifies, layer by layer. Peak memory is
-the kernel's high-water mark of the process, which counts mapped pages of the source as well.
+same disk, after the source was dropped from the page cache; once the conversion is killed half-way and continued; and
+once it verifies, layer by layer. Peak memory is the kernel's high-water mark of the process, which counts mapped pages
+of the source as well.
 
 usage: python -m benchmarks.conversion [--gigabytes 8.6] [--repeats 3] [--folder DIR]
 """
@@ -91,6 +92,14 @@ def run(*command: str | Path) -> tuple[float, int]:
     return time.perf_counter() - start, memory
 
 
+def forget(folder: Path) -> None:
+    """Drops its files from the page cache: what reads them next reads them from the disk."""
+    os.sync()
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def start_up_seconds() -> float:
     """Of `nexus convert` on a tiny model: imports and little else."""
     with tempfile.TemporaryDirectory() as folder:
@@ -122,8 +131,10 @@ def measure(place: Path, gigabytes: float, repeats: int) -> dict:
     start_up = statistics.median(start_up_seconds() for _ in range(3))
     rounds = []
     for _ in range(repeats):
+        forget(source)
         copied, _ = run("cp", "-r", source, copy)
         shutil.rmtree(copy)
+        forget(source)
         converted, memory = run(NEXUS, "convert", source, out, "--no-verify")
         shutil.rmtree(out)
         rounds.append({"cp_seconds": copied, "convert_seconds": converted, "peak_memory_bytes": memory})

@@ -163,9 +163,14 @@ def windows() -> str:
 
 
 def answers_by_window() -> str:
-    found = summaries()["window"]["recall"]
-    rows = [[name, *(percent(row["accuracy"][size]) for size in ("8", "32"))] for name, row in found.items()]
-    return table("| answers right | 8 pairs | 32 pairs |", rows)
+    found = summaries()["window"]
+    columns = [("recall", "8"), ("recall", "32"), ("induction", "8"), ("induction", "64"), ("hops", "1"), ("hops", "2")]
+    rows = []
+    for name in found["recall"]:
+        cells = [percent(found[task][name]["accuracy"][size]) if name in found[task] else "" for task, size in columns]
+        rows.append([name, *cells])
+    head = "recall, 8 pairs | 32 pairs | induction, 8 tokens | 64 tokens | pointer chasing, 1 hop | 2 hops"
+    return table(f"| answers right | {head} |", rows)
 
 
 def gates() -> str:

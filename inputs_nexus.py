@@ -136,8 +136,16 @@ def attention_masks(config: NexusConfig, kinds: set[str], **arguments) -> dict[s
             raise ValueError("inner_window cannot be cut out of a ready BlockMask: pass a tensor, 2-D or 4-D.")
         inner = copy.copy(config)
         inner.sliding_window = min(config.inner_window, config.sliding_window)
-        masks["inner_attention"] = create_sliding_window_causal_mask(config=inner, **arguments)
+        mask = create_sliding_window_causal_mask(config=inner, **arguments)
+        masks["inner_attention"] = None if hides_nothing(mask) else mask
     return masks
+
+
+def hides_nothing(mask: torch.Tensor | None) -> bool:
+    """Of a step of one token: most often a slot has just the keys that it sees, and attention is faster unmasked."""
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.shape[2] > 1:
+        return False
+    return not torch.compiler.is_compiling() and bool(mask.all())
 
 
 def cut_to_window(mask: torch.Tensor, window: int, cache: Cache | None) -> torch.Tensor:
@@ -159,25 +167,42 @@ def block_size(window: int) -> int:
     return max(window, 32)
 
 
-def in_blocks(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, window: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def mask_in_blocks(mask: torch.Tensor | None, config: NexusConfig, batch: int) -> torch.Tensor | None:
     """
-    Cuts attention with a window into n blocks of b queries, each with the b + window - 1 keys that it may see, as a
-    batch: queries (B, H, T, d) -> (B*n, H, b, d), keys and values (B, G, S, d) -> (B*n, G, b + window - 1, d), mask
-    (B, 1, T, S) -> (B*n, 1, b, b + window - 1). The outputs of a sequence, one block after the other, are those of its
-    tokens, then n*b - T to throw away.
+    The mask of inner levels with a window, (B or 1, 1, T, S), for `in_blocks`: (B*n, 1, b, 2b). None where PyTorch's
+    fused attention does not gain by it: given a mask, it computes whatever is masked, too. FlashAttention and flex
+    attention do not. Made once per forward pass.
     """
-    length, size = query.shape[2], block_size(window)
-    span = size + window - 1
-    tail = -length % size
-    front = length + window - 1 - key.shape[2]  # the first query has window - 1 keys before its own; cuts if negative
-
-    def cut(states: torch.Tensor, width: int) -> torch.Tensor:
-        return states.unfold(2, width, size).permute(0, 2, 1, 4, 3).flatten(0, 1)
-
+    size = block_size(min(config.inner_window, config.sliding_window))
+    if (
+        torch.compiler.is_exporting()  # an exported graph is for every length: it must not compare them
+        or config._attn_implementation != "sdpa"
+        or mask is None  # as it is for a sequence no longer than the window
+        or mask.dtype != torch.bool
+        or mask.shape[2] <= size
+    ):
+        return None
+    length, total = mask.shape[2:]
+    tail, front = -length % size, length + size - total
     mask = pad(pad(mask, (front, tail)), (0, 0, 0, tail), value=True)  # a row that sees nothing has no softmax
-    mask = mask.unfold(2, size, size).unfold(3, span, size).diagonal(dim1=2, dim2=3)  # (B, 1, b, span, n)
-    mask = mask.permute(0, 4, 1, 2, 3).expand(query.shape[0], -1, -1, -1, -1).flatten(0, 1)
-    key, value = (cut(pad(states, (0, 0, front, tail)), span) for states in (key, value))
-    return cut(pad(query, (0, 0, 0, tail)), size), key, value, mask
+    mask = mask.unfold(2, size, size).unfold(3, 2 * size, size).diagonal(dim1=2, dim2=3)  # (B, 1, b, 2b, n)
+    return mask.permute(0, 4, 1, 2, 3).expand(batch, -1, -1, -1, -1).flatten(0, 1)
+
+
+def in_blocks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Cuts attention with a window into n blocks of b queries, each with the b keys before its own and those, as a batch:
+    queries (B, H, T, d) -> (B*n, H, b, d), keys and values (B, G, S, d) -> (B*n, G, 2b, d). The outputs of a sequence,
+    one block after the other, are those of its tokens, then n*b - T to throw away.
+    """
+    length = query.shape[2]
+    tail, front = -length % size, length + size - key.shape[2]  # cuts if negative
+
+    def cut(states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(2, (-1, size)).transpose(1, 2)  # (B, n, *, b, d)
+
+    key, value = (cut(pad(states, (0, 0, front, tail))) for states in (key, value))
+    key, value = (torch.cat((states[:, :-1], states[:, 1:]), dim=3).flatten(0, 1) for states in (key, value))
+    return cut(pad(query, (0, 0, 0, tail))).flatten(0, 1), key, value

@@ -53,10 +53,10 @@ from .configuration_nexus import BRANCHES, AttentionCall, NexusConfig, warn_if_u
 from .inputs_nexus import (
     CACHE,
     attention_masks,
-    block_size,
     can_store_keys_alone,
     in_blocks,
     is_updated_by_the_attention_function,
+    mask_in_blocks,
     one_of,
     refuse_other_heads,
     refuse_other_slots,
@@ -145,7 +145,7 @@ class NexusAttentionCall(nn.Module):
         query: torch.Tensor,  # (B, H, T, d)
         key: torch.Tensor,  # (B, G, T, d)
         value: torch.Tensor,  # (B, G, T, d)
-        attention_mask: torch.Tensor | None,
+        attention_mask: torch.Tensor | tuple[torch.Tensor | None, torch.Tensor | None] | None,
         cache: Cache | None = None,
         attended: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -153,7 +153,7 @@ class NexusAttentionCall(nn.Module):
         """
         Returns the output (B, T, H*d), the attention map (B, H, T, S) or None, and the keys and values (B, G, S, d)
         that were attended to. A call that does not store both takes those of the call before it as `attended`; without
-        them its keys are its values.
+        them its keys are its values. Of an inner level with a window the mask is a pair: as it is, and in blocks.
         """
         if is_updated_by_the_attention_function(cache):
             kwargs["cache"] = cache
@@ -170,8 +170,14 @@ class NexusAttentionCall(nn.Module):
 
         batch, heads, length, head_dim = query.shape
         attended = key, value
-        if self.is_faster_in_blocks(length, key, attention_mask, cache):
-            query, key, value, attention_mask = in_blocks(query, key, value, attention_mask, self.sliding_window)
+        if isinstance(attention_mask, tuple):
+            attention_mask, blocks = attention_mask
+            # not for static slots, whose last key is not that of the last token until they are full
+            if blocks is not None and (
+                cache is None or key.shape[2] > getattr(cache.layers[self.layer_idx], "max_cache_len", 0)
+            ):
+                query, key, value = in_blocks(query, key, value, blocks.shape[2])
+                attention_mask = blocks
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -187,23 +193,6 @@ class NexusAttentionCall(nn.Module):
             **kwargs,
         )
         return attn_output.reshape(batch, -1, heads * head_dim)[:, :length], attn_weights, attended
-
-    def is_faster_in_blocks(self, length: int, key: torch.Tensor, attention_mask, cache: Cache | None) -> bool:
-        """
-        Whether PyTorch's fused attention is to see one block of queries at a time: given a mask, it computes whatever
-        is masked, too. FlashAttention and flex attention do not. Own windows stay as the source of a conversion has
-        them, bit for bit.
-        """
-        return (
-            not torch.compiler.is_exporting()  # an exported graph is for every length: it must not compare them
-            and self.mask == "inner_attention"
-            and self.config._attn_implementation == "sdpa"
-            and attention_mask is not None  # as it is for a sequence no longer than the window
-            and attention_mask.dtype == torch.bool
-            and length > block_size(self.sliding_window)
-            # the last key is that of the last token: static slots return all their room until they are full
-            and (cache is None or key.shape[2] > getattr(cache.layers[self.layer_idx], "max_cache_len", 0))
-        )
 
 
 class NexusInnerNorm(nn.Module):
@@ -679,6 +668,9 @@ class NexusModel(NexusPreTrainedModel):
                 position_ids=position_ids,
                 **{CACHE: None if is_updated_by_the_attention_function(cache) else cache},
             )
+        if self.config.inner_window is not None:
+            inner_mask = masks.get("inner_attention")
+            masks["inner_attention"] = inner_mask, mask_in_blocks(inner_mask, self.config, len(inputs_embeds))
         # cos and sin take the dtype of the first argument, of which nothing else is read
         dtype_like = inputs_embeds[..., :1].float() if self.config.float32_norm_and_rope else inputs_embeds
         cos, sin = self.rotary_emb(dtype_like, position_ids)

@@ -113,7 +113,7 @@ def pairs(length: int, past: int, attention: str, window: int | None = None) -> 
     if window is not None and window < past + length:
         block = max(window, 32)  # `block_size` in inputs_nexus.py, which a test compares
         if attention == "cpu" and length > block:
-            return math.ceil(length / block) * block * (block + window - 1)
+            return math.ceil(length / block) * block * 2 * block
         past = min(past, window - 1)  # what is kept
         if attention == "causal" or length == 1:
             return sum(min(past + i + 1, window) for i in range(length))

@@ -27,6 +27,7 @@ from typing import NamedTuple  # noqa: E402
 from huggingface_hub.dataclasses import strict  # noqa: E402
 from transformers.activations import ACT2FN  # noqa: E402
 from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 logger = logging.get_logger(__name__)
@@ -118,13 +119,22 @@ class NexusConfig(PreTrainedConfig):
             Feed-forward down(act(gate(x)) * up(x)), as in Llama; if off down(act(up(x))), as in GPT-NeoX.
         max_position_embeddings (`int`, defaults to 8192): Longest sequence the model is meant for.
         initializer_range (`float`, defaults to 0.02): Standard deviation of freshly initialised weights.
-        norm_type (`str`, defaults to `"rmsnorm"`): Norm of the residual stream, `"rmsnorm"` or `"layernorm"`.
+        norm_type (`str`, defaults to `"rmsnorm"`):
+            Norm of the residual stream, `"rmsnorm"`, `"zero_centered_rmsnorm"` or `"layernorm"`. Zero-centered: the
+            factor is 1 + weight, and all is computed in float32, that of queries and keys too, as in Gemma 3.
         norm_position (`str`, defaults to `"pre"`):
             `"pre"`: attention and feed-forward read the normalised residual stream. `"post"`: they read it as it is,
-            and what they add to it is normalised, as in OLMo 2.
+            and what they add to it is normalised, as in OLMo 2. `"both"`: both, as in Gemma 3.
         rms_norm_eps (`float`, defaults to 1e-5): Epsilon of the norms of either type.
         parallel_residual (`bool`, defaults to `False`):
             Attention and feed-forward read the same residual stream and are added together, as in GPT-NeoX.
+        embedding_multiplier (`float`, defaults to 1.0):
+            Factor of the embeddings, `inputs_embeds` too, rounded to their dtype.
+        residual_multiplier (`float`, defaults to 1.0):
+            Factor of what attention and feed-forward add to the residual stream.
+        attention_multiplier (`float`, *optional*):
+            Factor of the products of queries and keys, on every level, by default `head_dim ** -0.5`.
+        logits_scaling (`float`, defaults to 1.0): The logits are divided by it.
         use_cache (`bool`, defaults to `True`): Return a KV cache by default.
         pad_token_id, bos_token_id, eos_token_id: Special tokens (defaults `None`, 1, 2).
         tie_word_embeddings (`bool`, defaults to `True`): The output projection is the embedding matrix.
@@ -132,14 +142,19 @@ class NexusConfig(PreTrainedConfig):
             Rotary embedding: `rope_type`, `rope_theta` (default 10000) and what the type needs; with
             `partial_rotary_factor` only that part of each head is rotated. `rope_theta=` and `rope_scaling=` keyword
             arguments are folded into it.
+        sliding_rope_parameters (`dict`, *optional*):
+            Rotary embedding of the layers with a `sliding_window`, on every level, by default that of the others.
+        layers_without_rope (`list[int]`, *optional*):
+            Layers that do not rotate queries and keys, on any level, counted from 0.
         attention_bias (`bool`, defaults to `False`): Biases on the query, key and value projections.
         attention_out_bias (`bool`, *optional*): Bias on the output projection, by default as `attention_bias`.
         qk_norm (`bool` or `str`, defaults to `False`):
             RMS norm of queries and keys before rotation: `True` of every head by itself, as in Qwen3; `"across_heads"`
             of all heads of a token together, as in OLMo 2.
-        float32_norm_and_rope (`bool`, defaults to `False`):
-            RMS norm weights and rotary embedding are applied in float32 and the result rounded, as in OLMo 2; if off,
-            in the dtype of the model, as in Llama. Without effect in float32.
+        float32_norm (`bool`, defaults to `False`):
+            Weights of `"rmsnorm"` are applied in float32 and the result rounded, as in OLMo 2; if off, in the dtype of
+            the model, as in Llama. Without effect in float32.
+        float32_rope (`bool`, defaults to `False`): Likewise queries and keys are rotated in float32.
         sliding_window (`int`, *optional*): Tokens that a token attends to, itself included, in windowed layers.
         sliding_layers (`list[int]`, *optional*): The windowed layers, counted from 0; all if only the window is given.
         attention_dropout (`float`, defaults to 0.0): Dropout on attention weights while training.
@@ -198,16 +213,23 @@ class NexusConfig(PreTrainedConfig):
     norm_position: str = "pre"
     rms_norm_eps: float = 1e-5
     parallel_residual: bool = False
+    embedding_multiplier: float | int = 1.0
+    residual_multiplier: float | int = 1.0
+    attention_multiplier: float | int | None = None
+    logits_scaling: float | int = 1.0
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | tuple[int, ...] | None = 2
     tie_word_embeddings: bool = True
     rope_parameters: dict | None = None
+    sliding_rope_parameters: dict | None = None
+    layers_without_rope: list[int] | tuple[int, ...] | None = None
     attention_bias: bool = False
     attention_out_bias: bool | None = None
     qk_norm: bool | str = False
-    float32_norm_and_rope: bool = False
+    float32_norm: bool = False
+    float32_rope: bool = False
     sliding_window: int | None = None
     sliding_layers: list[int] | tuple[int, ...] | None = None
     attention_dropout: float | int = 0.0
@@ -217,7 +239,7 @@ class NexusConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         refuse_unknown_fields(kwargs)
         refuse_endless(self.num_layers, self.attention_order)
-        for name in ("attention_order", "sliding_layers", "eos_token_id"):
+        for name in ("attention_order", "sliding_layers", "layers_without_rope", "eos_token_id"):
             if isinstance(getattr(self, name), tuple):
                 setattr(self, name, list(getattr(self, name)))  # as config.json has it
         if self.attention_order is None:
@@ -228,6 +250,9 @@ class NexusConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.attention_out_bias is None:
             self.attention_out_bias = self.attention_bias
+        if self.sliding_rope_parameters is not None:
+            defaults = {"rope_type": "default", "rope_theta": 10000.0}
+            self.sliding_rope_parameters = defaults | self.sliding_rope_parameters
         self.base_model_tp_plan = self.base_model_tp_plan | self.attention_tp_plan()
         # A folder that `save_pretrained` writes must load through every Auto class, not only the one that saved it.
         kwargs["auto_map"] = dict(AUTO_MAP)
@@ -246,6 +271,20 @@ class NexusConfig(PreTrainedConfig):
     def windowed_layers(self) -> set[int]:
         """The layers with a window of their own."""
         return self.plan().windowed_layers
+
+    @property
+    def layer_ropes(self) -> list[str | None]:
+        """Of each decoder layer: "full" (`rope_parameters`), "sliding" (`sliding_rope_parameters`) or None."""
+        windowed = self.windowed_layers if self.sliding_rope_parameters else ()
+        ropes: list[str | None] = ["sliding" if layer in windowed else "full" for layer in range(self.num_layers)]
+        for layer in self.layers_without_rope or ():
+            ropes[layer] = None
+        return ropes
+
+    @property
+    def logit_scale(self) -> float:
+        """1 / `logits_scaling`, under the name by which vLLM reads it."""
+        return 1 / self.logits_scaling
 
     def plan(self) -> "Plan":
         fields = vars(self)  # what `self.` costs in a PreTrainedConfig adds up: caches ask for it once per slot
@@ -307,12 +346,17 @@ class NexusConfig(PreTrainedConfig):
         for name in ("attention_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must lie between 0 and 1.")
-        if self.norm_type not in ("rmsnorm", "layernorm"):
-            raise ValueError(f"norm_type={self.norm_type!r}: choose 'rmsnorm' or 'layernorm'.")
-        if self.norm_position not in ("pre", "post"):
-            raise ValueError(f"norm_position={self.norm_position!r}: choose 'pre' or 'post'.")
-        if self.norm_position == "post" and self.parallel_residual:
-            raise ValueError("parallel_residual=True needs norm_position='pre': set one of them otherwise.")
+        if self.norm_type not in ("rmsnorm", "zero_centered_rmsnorm", "layernorm"):
+            raise ValueError(f"norm_type={self.norm_type!r}: choose 'rmsnorm', 'zero_centered_rmsnorm' or 'layernorm'.")
+        if self.norm_position not in ("pre", "post", "both"):
+            raise ValueError(f"norm_position={self.norm_position!r}: choose 'pre', 'post' or 'both'.")
+        if self.parallel_residual and (self.norm_position != "pre" or self.residual_multiplier != 1):
+            raise ValueError(
+                "parallel_residual=True needs norm_position='pre' and residual_multiplier=1: set one of them otherwise."
+            )
+        for name in ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"):
+            if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name}={value}: must be a positive number.")
         if self.qk_norm not in QK_NORM_TP_PLANS:
             raise ValueError(f"qk_norm={self.qk_norm!r}: choose False, True or 'across_heads'.")
         for name in ("sliding_window", "inner_window"):
@@ -325,6 +369,7 @@ class NexusConfig(PreTrainedConfig):
             raise ValueError(
                 f"sliding_layers={self.sliding_layers}: needs sliding_window, and layers of 0 to {self.num_layers - 1}."
             )
+        self.check_positions()
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; choose one of {', '.join(ACT2FN)}.")
         if self.head_dim < 1 or self.head_dim % 2 != 0:
@@ -345,6 +390,22 @@ class NexusConfig(PreTrainedConfig):
                 f"layers {unlimited} have no window of their own: caches know one window. Set inner_window to "
                 f"{self.sliding_window} or less."
             )
+
+    def check_positions(self):
+        if not set(self.layers_without_rope or ()) <= set(range(self.num_layers)):
+            raise ValueError(
+                f"layers_without_rope={self.layers_without_rope}: must be layers of 0 to {self.num_layers - 1}."
+            )
+        rope = self.sliding_rope_parameters
+        if rope is None:
+            return
+        if not self.windowed_layers:
+            raise ValueError(
+                f"sliding_rope_parameters={rope}: no layer has a sliding_window; set one, or leave it out."
+            )
+        known = [kind for kind in ("default", *ROPE_INIT_FUNCTIONS) if kind != "longrope"]
+        if rope["rope_type"] not in known:
+            raise ValueError(f"sliding_rope_parameters={rope}: rope_type must be one of {', '.join(known)}.")
 
     def check_inner_attention(self, order: int):
         kind = self.inner_attention

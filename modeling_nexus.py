@@ -21,6 +21,7 @@ Shapes in comments: B batch, T new tokens, S all tokens (cached and new), D hidd
 d head size.
 """
 
+import copy
 import functools
 
 import torch
@@ -82,8 +83,19 @@ class NexusFloat32RMSNorm(Olmo2RMSNorm):
     """The same, with w applied in float32 too: y is rounded once, at the end."""
 
 
+class NexusZeroCenteredRMSNorm(Olmo2RMSNorm):
+    """The same with 1 + w in place of w."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        x = hidden_states.float()
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return (x * (1.0 + self.weight.float())).to(hidden_states.dtype)
+
+
 def rms_norm(config: NexusConfig, size: int) -> nn.Module:
-    norm = NexusFloat32RMSNorm if config.float32_norm_and_rope else NexusRMSNorm
+    norm = NexusFloat32RMSNorm if config.float32_norm else NexusRMSNorm
+    if config.norm_type == "zero_centered_rmsnorm":
+        norm = NexusZeroCenteredRMSNorm
     return norm(size, eps=config.rms_norm_eps)
 
 
@@ -130,7 +142,7 @@ class NexusAttentionCall(nn.Module):
         self.config = config
         self.take_place(call)
         self.num_key_value_groups = call.num_query_heads // call.num_key_value_heads
-        self.scaling = config.head_dim**-0.5
+        self.scaling = config.head_dim**-0.5 if config.attention_multiplier is None else config.attention_multiplier
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
 
@@ -256,6 +268,9 @@ def with_summed_gradient(parameter: torch.Tensor, mesh) -> torch.Tensor:
     return replicated.to_local(grad_placements=[Partial()])
 
 
+PositionEmbeddings = tuple[torch.Tensor, torch.Tensor] | None  # cos and sin, (B, T, 1, r) each; None: no positions
+
+
 class NexusProjections(nn.Module):
     """
     W_Q, W_K, W_V and, unless `output` is off, W_O under the names that every tool knows. Queries, keys, values:
@@ -277,11 +292,14 @@ class NexusProjections(nn.Module):
         self.q_norm, self.k_norm = (rms_norm(config, size) if config.qk_norm else nn.Identity() for size in sizes)
         self.inner_output_projection = config.inner_output_projection
 
-    def query(self, source: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        return rotate(self.normed_heads(self.q_norm, self.q_proj(source)), *position_embeddings).transpose(1, 2)
+    def query(self, source: torch.Tensor, position_embeddings: PositionEmbeddings) -> torch.Tensor:
+        return self.placed(self.normed_heads(self.q_norm, self.q_proj(source)), position_embeddings)
 
-    def key(self, source: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        return rotate(self.normed_heads(self.k_norm, self.k_proj(source)), *position_embeddings).transpose(1, 2)
+    def key(self, source: torch.Tensor, position_embeddings: PositionEmbeddings) -> torch.Tensor:
+        return self.placed(self.normed_heads(self.k_norm, self.k_proj(source)), position_embeddings)
+
+    def placed(self, heads: torch.Tensor, position_embeddings: PositionEmbeddings) -> torch.Tensor:
+        return (heads if position_embeddings is None else rotate(heads, *position_embeddings)).transpose(1, 2)
 
     def normed_heads(self, norm: nn.Module, projected: torch.Tensor) -> torch.Tensor:
         return self.heads(norm(projected)) if self.norm_across_heads else norm(self.heads(projected))
@@ -309,10 +327,16 @@ class NexusProjections(nn.Module):
         return None if width == self.query_size else self.q_proj.weight.device_mesh
 
 
+def for_all_heads(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of positions, (B, T, r) each, what `rotate` takes: the same for all heads and levels."""
+    half = sin.shape[-1] // 2
+    return cos.unsqueeze(2), torch.cat((-sin[..., :half], sin[..., half:]), dim=-1).unsqueeze(2)
+
+
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """
     Rotary position embedding of the first r of d: (B, T, *, d) with cos and sin (B, T, 1, r). The first half of `sin`
-    is negative (see `NexusModel`), so that a roll brings each number its partner: Llama's result, bit for bit.
+    is negative (see `for_all_heads`), so that a roll brings each number its partner: Llama's result, bit for bit.
     """
     size = cos.shape[-1]
     if size < heads.shape[-1]:
@@ -433,18 +457,22 @@ ATTENTIONS = {"shared": NexusSharedAttention, "separate": NexusSeparateAttention
 
 
 class NexusDecoderLayer(GradientCheckpointingLayer):
-    def __init__(self, config: NexusConfig, calls: list[AttentionCall]):
+    def __init__(self, config: NexusConfig, calls: list[AttentionCall], rope: str | None = "full"):
         super().__init__()
         self.take_calls(calls)
+        self.rope = rope  # which position embeddings it takes
         self.self_attn = ATTENTIONS[config.inner_attention](config, calls)
         self.mlp = NexusMLP(config)
-        self.post_norm = config.norm_position == "post"
-        if not self.post_norm:
+        self.norm_position = config.norm_position
+        if self.norm_position != "post":
             self.input_layernorm = residual_norm(config)
-        self.post_attention_layernorm = residual_norm(config)
-        if self.post_norm:
+        self.post_attention_layernorm = residual_norm(config)  # after attention; "pre": ahead of the feed-forward block
+        if self.norm_position == "both":
+            self.pre_feedforward_layernorm = residual_norm(config)
+        if self.norm_position != "pre":
             self.post_feedforward_layernorm = residual_norm(config)
         self.parallel_residual = config.parallel_residual
+        self.residual_multiplier = config.residual_multiplier
 
     def take_calls(self, calls: list[AttentionCall]):
         self.first_slot = calls[0].slot
@@ -453,27 +481,37 @@ class NexusDecoderLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        position_embeddings: PositionEmbeddings,
         attention_mask: torch.Tensor | None = None,
         cache: Cache | None = None,
         inner_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         residual = hidden_states
-        if not self.post_norm:
+        if self.norm_position != "post":
             hidden_states = self.input_layernorm(hidden_states)
         hidden_states = self.self_attn(hidden_states, position_embeddings, attention_mask, inner_mask, cache, **kwargs)
-        if self.post_norm:
-            hidden_states = residual + self.post_attention_layernorm(hidden_states)
-            return hidden_states + self.post_feedforward_layernorm(self.mlp(hidden_states))
         if self.parallel_residual:
             # in the order in which GPT-NeoX adds, which is not the same in floating point
             return self.mlp(self.post_attention_layernorm(residual)) + hidden_states + residual
-        hidden_states = residual + hidden_states
+        if self.norm_position != "pre":
+            hidden_states = self.post_attention_layernorm(hidden_states)
+        hidden_states = self.add(residual, hidden_states)
 
         residual = hidden_states
-        hidden_states = self.post_attention_layernorm(hidden_states)
-        return residual + self.mlp(hidden_states)
+        if self.norm_position == "pre":
+            hidden_states = self.post_attention_layernorm(hidden_states)
+        elif self.norm_position == "both":
+            hidden_states = self.pre_feedforward_layernorm(hidden_states)
+        hidden_states = self.mlp(hidden_states)
+        if self.norm_position != "pre":
+            hidden_states = self.post_feedforward_layernorm(hidden_states)
+        return self.add(residual, hidden_states)
+
+    def add(self, residual: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.residual_multiplier != 1:
+            hidden_states = hidden_states * self.residual_multiplier
+        return residual + hidden_states
 
 
 def any_open(gates: list[nn.Parameter]) -> bool:
@@ -509,6 +547,8 @@ class NexusPreTrainedModel(PreTrainedModel):
         if isinstance(module, NexusInnerNorm):
             for gate in module.parameters():
                 init.constant_(gate, self.config.inner_gate_init)
+        if isinstance(module, NexusZeroCenteredRMSNorm):
+            init.zeros_(module.weight)
 
     def save_pretrained(self, *args, **kwargs):
         """As always. FSDP2 puts a class of its own over a model's, whose code is PyTorch's and not what to carry."""
@@ -585,9 +625,14 @@ class NexusModel(NexusPreTrainedModel):
             refuse_uneven_slots(config, "A serving engine")
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList([NexusDecoderLayer(config, calls) for calls in config.attention_calls()])
+        layers = zip(config.attention_calls(), config.layer_ropes, strict=True)
+        self.layers = nn.ModuleList([NexusDecoderLayer(config, calls, rope) for calls, rope in layers])
         self.norm = residual_norm(config)
         self.rotary_emb = NexusRotaryEmbedding(config)
+        if config.sliding_rope_parameters is not None:
+            sliding = copy.copy(config)
+            sliding.rope_parameters = config.sliding_rope_parameters
+            self.sliding_rotary_emb = NexusRotaryEmbedding(sliding)
         self.gradient_checkpointing = False
         self.num_slots = config.num_hidden_layers
         # while closed levels are skipped: the model's own orders, and the gates that have to stay closed
@@ -672,17 +717,18 @@ class NexusModel(NexusPreTrainedModel):
             inner_mask = masks.get("inner_attention")
             masks["inner_attention"] = inner_mask, mask_in_blocks(inner_mask, self.config, len(inputs_embeds))
         # cos and sin take the dtype of the first argument, of which nothing else is read
-        dtype_like = inputs_embeds[..., :1].float() if self.config.float32_norm_and_rope else inputs_embeds
-        cos, sin = self.rotary_emb(dtype_like, position_ids)
-        half = sin.shape[-1] // 2
-        sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
-        position_embeddings = cos.unsqueeze(2), sin.unsqueeze(2)  # (B, T, 1, r): the same for all heads and levels
+        dtype_like = inputs_embeds[..., :1].float() if self.config.float32_rope else inputs_embeds
+        positions = {None: None, "full": for_all_heads(*self.rotary_emb(dtype_like, position_ids))}
+        if self.config.sliding_rope_parameters is not None:
+            positions["sliding"] = for_all_heads(*self.sliding_rotary_emb(dtype_like, position_ids))
 
         hidden_states = inputs_embeds
+        if (multiplier := self.config.embedding_multiplier) != 1:
+            hidden_states = hidden_states * hidden_states.new_full((), multiplier)  # rounded to its dtype
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
-                position_embeddings=position_embeddings,
+                position_embeddings=positions[layer.rope],
                 attention_mask=masks[layer.masks[0]],
                 inner_mask=masks[layer.masks[1]],
                 cache=cache,
@@ -765,6 +811,8 @@ class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        if self.config.logits_scaling != 1:
+            logits = logits / self.config.logits_scaling
         loss = None
         if labels is not None:
             # kwargs carry num_items_in_batch: without it gradient accumulation inflates the loss

@@ -32,7 +32,7 @@ from functools import cache, cached_property
 import torch
 from torch import nn
 
-from ..modeling_nexus import rotate
+from ..modeling_nexus import NexusZeroCenteredRMSNorm, rotate
 
 
 @dataclass(eq=False)
@@ -107,7 +107,7 @@ class ProjectedRefinement(Refinement):
     def __init__(self, layer, call: Call, branch: str, inner: Call):  # layer: as collect.py's LayerPass
         super().__init__(call, branch, inner)
         attention, norm = layer.attention, layer.attention.inner_norm
-        self.cos, self.sin = (part[0] for part in layer.position_embeddings)  # (T, 1, r) each
+        self.cos, self.sin = positions(layer)
         owner = attention if inner.branch is None else getattr(attention, f"inner_{branch}")
         # W_O by inner head, (D, H, d); without it the heads' outputs stand side by side
         shape = self.outputs.shape[1:]
@@ -152,7 +152,8 @@ class ProjectedRefinement(Refinement):
             projected = projection(self.source)
             normed = projected if self.across_heads else projected[:, rows]
             rms = (normed.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
-            factor = factor * norm.weight[rows if self.across_heads else slice(None)] / rms
+            weight = norm.weight + 1 if isinstance(norm, NexusZeroCenteredRMSNorm) else norm.weight
+            factor = factor * weight[rows if self.across_heads else slice(None)] / rms
         return projection.weight[rows], factor.expand(-1, self.size)
 
 
@@ -174,6 +175,15 @@ class MixedRefinement(Refinement):
 
     def gathered(self, part: int) -> torch.Tensor:
         return (self.mixed[part] * self.factor[part])[:, None]
+
+
+def positions(layer) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of a layer, (T, 1, r) each."""
+    if layer.position_embeddings is None:  # a layer without positions
+        ones = torch.ones(len(layer.hidden_states), 1, layer.attention.head_dim)
+        return ones, torch.zeros_like(ones)
+    cos, sin = layer.position_embeddings
+    return cos[0], sin[0]
 
 
 def scale_of(norm: nn.Module, unrefined: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,12 @@ _NO_HEAD_DIM = {**{name: value for name, value in SHAPE.items() if name != "head
 _NO_GROUPS = {name: value for name, value in _NO_HEAD_DIM.items() if name != "num_key_value_heads"}
 _WINDOW = {"sliding_window": 24}
 _LAST_LAYERS_WINDOWED = {"use_sliding_window": True, "max_window_layers": 1, **_WINDOW}
-_SOME_WINDOWED = ["sliding_attention", "full_attention", "sliding_attention"]
+SOME_WINDOWED = ["sliding_attention", "full_attention", "sliding_attention"]
+_TWO_ROPES = {
+    "full_attention": SHAPE["rope_parameters"],
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+}
+_SOME_WINDOWED_WITH_ROPE = {**_WINDOW, "layer_types": SOME_WINDOWED, "rope_parameters": _TWO_ROPES}
 _HALF_ROTARY = {"rope_parameters": {**SHAPE["rope_parameters"], "partial_rotary_factor": 0.5}}
 SHAPES = {  # model_type -> a shape that uses what sets the family apart; biases, where they are optional, are on
     "llama": {**SHAPE, "attention_bias": True, "mlp_bias": True},
@@ -50,22 +55,37 @@ SHAPES = {  # model_type -> a shape that uses what sets the family apart; biases
     "phi3": {**_NO_HEAD_DIM, **_HALF_ROTARY, **_WINDOW},
     "olmo2": {**_NO_HEAD_DIM, "attention_bias": True},
     "arcee": {**SHAPE, "attention_bias": True, "mlp_bias": True},
-    "cwm": {**SHAPE, **_WINDOW, "layer_types": _SOME_WINDOWED, "mlp_bias": True},
+    "cwm": {**SHAPE, **_WINDOW, "layer_types": SOME_WINDOWED, "mlp_bias": True},
     "exaone4": {**_NO_HEAD_DIM, "sliding_window": None, "layer_types": ["full_attention"] * 3},
     "ernie4_5": {**SHAPE, "use_bias": True, "tie_word_embeddings": False},
     "glm": {**SHAPE, **_HALF_ROTARY, "partial_rotary_factor": 0.5, "attention_bias": True},
     "helium": {**SHAPE, "head_dim": 12, "attention_bias": True, "mlp_bias": True},
     "iquestcoder": {**SHAPE, "attention_bias": True, "mlp_bias": True},
     "jais2": SHAPE,
-    "ministral": {**SHAPE, **_WINDOW, "layer_types": _SOME_WINDOWED},
+    "ministral": {**SHAPE, **_WINDOW, "layer_types": SOME_WINDOWED},
     "seed_oss": {**SHAPE, "attention_out_bias": True, "mlp_bias": True},
     "stablelm": {**_NO_HEAD_DIM, **_HALF_ROTARY, "partial_rotary_factor": 0.5, "use_qkv_bias": True},
+    "gemma": {**SHAPE, "attention_bias": True},
+    "gemma3_text": {**SHAPE, **_SOME_WINDOWED_WITH_ROPE, "query_pre_attn_scalar": 24, "attention_bias": True},
+    "glm4": {**SHAPE, **_HALF_ROTARY, "partial_rotary_factor": 0.5, "attention_bias": True},
+    "granite": {
+        **_NO_HEAD_DIM,
+        **{"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0},
+        **{"attention_multiplier": 0.1, "attention_bias": True, "mlp_bias": True},
+    },
+    "olmo3": {**_NO_HEAD_DIM, **_SOME_WINDOWED_WITH_ROPE, "attention_bias": True},
+    "smollm3": {**_NO_HEAD_DIM, "no_rope_layers": [1, 0, 1], "attention_bias": True, "mlp_bias": True},
     "starcoder2": {**_NO_HEAD_DIM, **_WINDOW, "tie_word_embeddings": False},
 }
 _PIXTRAL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
 _EYES = {"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2, "patch_size": 4}
 _SECTIONS = {**SHAPE["rope_parameters"], "mrope_section": [3, 3, 2]}
 WRAPPED = {  # models of images too
+    "gemma3": {
+        "text_config": {**SHAPE, **_SOME_WINDOWED_WITH_ROPE, "query_pre_attn_scalar": 24},
+        "vision_config": {**_PIXTRAL, "image_size": 16, "patch_size": 4, "vision_use_head": False},
+        "mm_tokens_per_image": 4,
+    },
     "mistral3": {
         "text_config": {"model_type": "mistral", **SHAPE, **_WINDOW},
         "vision_config": {"model_type": "pixtral", **_PIXTRAL, "image_size": 16, "patch_size": 4},

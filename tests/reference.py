@@ -36,22 +36,34 @@ def logits(
     window = getattr(config, "inner_window", None)
     inner_visible = visible if window is None else visible & (distance < window)
 
-    hidden = weights["model.embed_tokens.weight"][input_ids]
+    hidden = weights["model.embed_tokens.weight"][input_ids] * getattr(config, "embedding_multiplier", 1.0)
+    multiplier = getattr(config, "residual_multiplier", 1.0)
     for number, order in enumerate(orders(config)):
         layer = below(weights, f"model.layers.{number}")
         x = rms_norm(hidden, layer["input_layernorm.weight"], config.rms_norm_eps)
-        own = below(layer, "self_attn")
-        hidden = hidden + nexus_attention(x, own, config, order, position_ids, visible, inner_visible)
+        own, theta = below(layer, "self_attn"), theta_of(config, number)
+        added = nexus_attention(x, own, config, order, theta, position_ids, visible, inner_visible)
+        hidden = hidden + multiplier * added
         x = rms_norm(hidden, layer["post_attention_layernorm.weight"], config.rms_norm_eps)
-        hidden = hidden + feed_forward(x, below(layer, "mlp"))
+        hidden = hidden + multiplier * feed_forward(x, below(layer, "mlp"))
     hidden = rms_norm(hidden, weights["model.norm.weight"], config.rms_norm_eps)
     head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    return hidden @ weights[head].T
+    return hidden @ weights[head].T / getattr(config, "logits_scaling", 1.0)
 
 
-def nexus_attention(x, weights: Weights, config, order: int, position_ids, visible, inner_visible) -> torch.Tensor:
+def theta_of(config, layer: int) -> float | None:
+    """The base of a layer's rotary embedding; None if it has none."""
+    if layer in (getattr(config, "layers_without_rope", None) or ()):
+        return None
+    sliding = getattr(config, "sliding_rope_parameters", None)
+    return (sliding if sliding and layer in config.sliding_layers else config.rope_parameters)["rope_theta"]
+
+
+def nexus_attention(
+    x, weights: Weights, config, order: int, theta: float | None, position_ids, visible, inner_visible
+) -> torch.Tensor:
     """X, (B, T, D) -> what the layer adds to the residual stream, (B, T, D)."""
-    theta = config.rope_parameters["rope_theta"]
+    scaling = getattr(config, "attention_multiplier", None) or 1 / math.sqrt(config.head_dim)
 
     def query(own: Weights, source):
         return rotate(split_heads(linear(own, "q_proj", source), config.head_dim), position_ids, theta)
@@ -63,7 +75,7 @@ def nexus_attention(x, weights: Weights, config, order: int, position_ids, visib
         return split_heads(linear(own, "v_proj", source), config.head_dim)
 
     def attention(own: Weights, query_source, key_source, value_source, visible):
-        return attend(query(own, query_source), key(own, key_source), value(own, value_source), visible)
+        return attend(query(own, query_source), key(own, key_source), value(own, value_source), visible, scaling)
 
     def refined(branch: str, level: int, before, inner):
         """What a level makes of a branch: `before` if that branch is not refined."""
@@ -98,18 +110,18 @@ def nexus_attention(x, weights: Weights, config, order: int, position_ids, visib
     # Q' = softmax(Q Q^T / sqrt(d)) Q and K' = softmax(K K^T / sqrt(d)) K, Eq. 7 and 8, (B, *, T, d) each
     q, k = query(weights, x), key(weights, x)
     for level in range(1, order):
-        q = refined("query", level, q, split_heads(attend(q, q, q, inner_visible), config.head_dim))
-        k = refined("key", level, k, split_heads(attend(k, k, k, inner_visible), config.head_dim))
-    return linear(weights, "o_proj", attend(q, k, value(weights, x), visible))
+        q = refined("query", level, q, split_heads(attend(q, q, q, inner_visible, scaling), config.head_dim))
+        k = refined("key", level, k, split_heads(attend(k, k, k, inner_visible, scaling), config.head_dim))
+    return linear(weights, "o_proj", attend(q, k, value(weights, x), visible, scaling))
 
 
-def attend(query, key, value, visible) -> torch.Tensor:
-    """softmax(Q Kᵀ / √d) V, head by head: (B, H, T, d), (B, G, T, d) twice -> (B, T, H·d)."""
+def attend(query, key, value, visible, scaling: float) -> torch.Tensor:
+    """softmax(scaling · Q Kᵀ) V, head by head: (B, H, T, d), (B, G, T, d) twice -> (B, T, H·d). Usually 1 / √d."""
     heads_per_group = query.shape[1] // key.shape[1]
     outputs = []
     for head in range(query.shape[1]):
         group = head // heads_per_group
-        scores = query[:, head] @ key[:, group].mT / math.sqrt(query.shape[-1])
+        scores = query[:, head] @ key[:, group].mT * scaling
         likelihood = scores.exp() * visible
         total = likelihood.sum(-1, keepdim=True)
         probability = likelihood / total.where(total > 0, 1.0)  # padding on the left sees nothing, and gets zeros
@@ -117,8 +129,10 @@ def attend(query, key, value, visible) -> torch.Tensor:
     return torch.cat(outputs, dim=-1)
 
 
-def rotate(heads, position_ids, theta: float) -> torch.Tensor:
-    """Rotary embedding of (B, *, T, d): the pair (j, j + d/2) turns by position · theta^(-2j/d)."""
+def rotate(heads, position_ids, theta: float | None) -> torch.Tensor:
+    """Rotary embedding of (B, *, T, d): the pair (j, j + d/2) turns by position · theta^(-2j/d). None: not at all."""
+    if theta is None:
+        return heads
     half = heads.shape[-1] // 2
     frequency = theta ** (-torch.arange(half, dtype=torch.float64) / half)
     angle = position_ids[:, None, :, None] * frequency

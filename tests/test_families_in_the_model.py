@@ -56,7 +56,7 @@ FAMILIES = {
     "olmo2": (
         "Olmo2",
         {"num_key_value_heads": 2, "rms_norm_eps": 1e-6},
-        {"head_dim": 8, "qk_norm": "across_heads", "norm_position": "post", "float32_norm_and_rope": True},
+        {"head_dim": 8, "qk_norm": "across_heads", "norm_position": "post", "float32_norm": True, "float32_rope": True},
         0,
     ),
     "gpt-neox": (

@@ -67,6 +67,15 @@ NESTINGS = {
     "inner window, self": {**SELF, "inner_window": 4},
 }
 
+KINDS = {"shared": {}, "separate": SEPARATE, "self": SELF}
+MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.6,
+    "logits_scaling": 2.0,
+}
+TWO_ROPES = {"sliding_window": 40, "sliding_layers": [0], "sliding_rope_parameters": {"rope_theta": 20.0}}
+
 VARIANTS = {
     "no gates": {"inner_gate": False},
     "no scale": {"inner_scale": False},
@@ -81,6 +90,9 @@ VARIANTS = {
     "biases": {"attention_bias": True, "mlp_bias": True},
     "separate, biases": {**SEPARATE, "attention_bias": True},
     "untied": {"tie_word_embeddings": False},
+    **{f"multipliers, {name}": {**kind, **MULTIPLIERS} for name, kind in KINDS.items()},
+    **{f"a layer without positions, {name}": {**kind, "layers_without_rope": [1]} for name, kind in KINDS.items()},
+    **{f"two rotary embeddings, {name}": {**kind, **TWO_ROPES} for name, kind in KINDS.items()},
 }
 
 BATCH, LENGTH = 3, 12

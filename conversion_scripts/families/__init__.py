@@ -118,7 +118,8 @@ class Family:
                 )
         check_numbers({name: getattr(config, name, None) for name in self.config})
         check_padding(config)
-        self._check_rope(raw, config.rope_parameters)
+        for kind, rope in ropes(config.rope_parameters).items():
+            self._check_rope(raw if kind == "full_attention" else {}, rope)
         fields = {target: getattr(config, source, None) for source, target in self.config.items()}
         return deepcopy({**fields, **self.computed.read(config), **self.fixed})
 
@@ -203,6 +204,13 @@ def check_padding(config: PreTrainedConfig) -> None:
         )
 
 
+def ropes(parameters: Any) -> dict[str, Any]:
+    """The rotary settings of each kind of layer; of all, where it is one."""
+    if isinstance(parameters, dict) and "full_attention" in parameters:
+        return parameters
+    return {"full_attention": parameters}
+
+
 def check_rope_numbers(rope: dict[str, Any]) -> None:
     if not isinstance(rope, dict):
         raise ConversionError(f"config.json: rope_parameters={rope!r} are no rotary settings; correct them.")
@@ -222,7 +230,12 @@ def decoder_fields(config: NexusConfig) -> dict[str, Any]:
     """Every field that the function of the last levels depends on. Two configs that mean the same have the same."""
     fields = {name: getattr(config, name) for name in NexusConfig.__annotations__ if name not in NESTING_FIELDS}
     windowed = windowed_layers(config)
-    return fields | {"sliding_layers": windowed, "sliding_window": config.sliding_window if windowed else None}
+    return fields | {
+        "sliding_layers": windowed,
+        "sliding_window": config.sliding_window if windowed else None,
+        "attention_multiplier": config.attention_multiplier or config.head_dim**-0.5,
+        "layers_without_rope": sorted(config.layers_without_rope or ()),
+    }
 
 
 MODULES = [import_module(f".{file.name}", __name__) for file in iter_modules(__path__)]

@@ -10,6 +10,6 @@ RULES = {
     "models": "ERNIE 4.5, dense (0.3B)",
     "config": without(CONFIG, "attention_dropout"),
     "computed": switch("use_bias", "attention_bias", "mlp_bias"),
-    "fixed": {"float32_norm_and_rope": True},  # it does not norm in float32
+    "fixed": {"float32_rope": True},
     "weights": {**LLAMA["weights"], **rotated_pairs("weight", "bias")},
 }

@@ -1,4 +1,6 @@
-"""EXAONE 4 without windows: norms after attention and feed-forward, and on every query and key head."""
+"""EXAONE 4: norms after attention and feed-forward, and on every head; with windows, other layers have no positions."""
+
+from typing import Any
 
 from .llama import ATTENTION, CONFIG, EMBEDDINGS, MLP
 from .olmo2 import NORMS
@@ -7,15 +9,21 @@ from .rules import LAYER_TYPES, Computed, parameters, same_names
 
 MODEL_TYPE = "exaone4"
 
+
+def _read(config: Any) -> dict[str, Any]:
+    if config.sliding_window is None:
+        return {}
+    unwindowed = [layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention"]
+    return {"layers_without_rope": unwindowed or None, **LAYER_TYPES.read(config)}
+
+
 RULES = {
-    "models": "EXAONE 4.0 1.2B",
+    "models": "EXAONE 4.0",
     "config": CONFIG,
     "computed": Computed(
-        LAYER_TYPES.fields, LAYER_TYPES.read, lambda config: {"sliding_window": None, **LAYER_TYPES.write(config)}
+        LAYER_TYPES.fields, _read, lambda config: {"sliding_window": None, **LAYER_TYPES.write(config)}
     ),
     "fixed": {"qk_norm": True, "norm_position": "post"},
     "ignored": frozenset({"sliding_window_pattern"}),
-    "required": {"sliding_window": None},
-    "because": {"sliding_window": "with windows, its other layers have no positions, and Nexus rotates in all"},
     "weights": same_names(parameters([*EMBEDDINGS, *ATTENTION, *MLP, *QK_NORMS, *NORMS], "weight")),
 }

@@ -8,10 +8,7 @@ MODEL_TYPE = "helium"
 RULES = {
     "models": "Helium 1",
     "config": {**CONFIG, "attention_bias": "attention_bias", "mlp_bias": "mlp_bias"},
-    "fixed": {
-        "attention_out_bias": False,
-        "float32_norm_and_rope": True,
-    },  # it norms in float32, and does not rotate in it
+    "fixed": {"attention_out_bias": False, "float32_norm": True},
     "ignored": frozenset({"pretraining_tp"}),
     "weights": {
         **WEIGHTS,

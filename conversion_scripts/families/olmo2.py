@@ -8,10 +8,12 @@ MODEL_TYPE = "olmo2"
 
 NORMS = ["model.layers.*.post_attention_layernorm", "model.layers.*.post_feedforward_layernorm", "model.norm"]
 
+FLOAT32 = {"float32_norm": True, "float32_rope": True}
+
 RULES = {
     "models": "OLMo 2",
     "config": {**CONFIG, "attention_bias": "attention_bias"},
-    "fixed": {"qk_norm": "across_heads", "norm_position": "post", "float32_norm_and_rope": True},
+    "fixed": {"qk_norm": "across_heads", "norm_position": "post", **FLOAT32},
     "weights": same_names(
         parameters([*EMBEDDINGS, *ATTENTION, *MLP, *QK_NORMS, *NORMS], "weight") + parameters(ATTENTION, "bias")
     ),

@@ -6,8 +6,6 @@ _LEARNED = "it adds learned positions to the embeddings, and Nexus has rotary on
 _ALIBI = "its attention has ALiBi positions, and Nexus has rotary ones only"
 _NO_ATTENTION = "most or all of its layers are not softmax attention, so there is nothing to nest"
 _ONE_NORM = "its attention and feed-forward read one and the same norm, and Nexus has one for each"
-_GEMMA = "norms of 1 + w and scaled embeddings, which Nexus does not have"
-_TWO_SIDES = "it has norms before and after attention and feed-forward, and Nexus has them on one side"
 
 REFUSED = {
     **dict.fromkeys(
@@ -29,21 +27,11 @@ REFUSED = {
     "falcon_h1": "every layer adds a state-space model to its attention, and Nexus has attention alone",
     **dict.fromkeys(("codegen", "gptj"), f"{_ONE_NORM}, and its logits have a bias"),
     "phi": f"{_ONE_NORM}, and its logits have a bias; Phi-3 can be converted",
-    "cohere": f"{_ONE_NORM}, and its logits are scaled",
-    "cohere2": f"{_ONE_NORM}, its logits are scaled, and every fourth of its layers has no positions",
+    "cohere": _ONE_NORM,
+    "cohere2": _ONE_NORM,
     "falcon": f"{_ONE_NORM}, at least in the 7B, and some of its models have ALiBi positions",
-    "gemma": f"it has {_GEMMA}",
-    "gemma2": f"it has {_GEMMA}, norms on both sides, an attention scale of its own and soft-capped logits",
-    **dict.fromkeys(
-        ("gemma3", "gemma3_text"),
-        f"it has {_GEMMA}, norms on both sides, an attention scale of its own and, in windowed layers, another rotary "
-        "embedding",
-    ),
-    "glm4": _TWO_SIDES,
-    "granite": "it scales its embeddings, residuals, attention and logits, which Nexus does not",
-    "smollm3": "every fourth of its layers has no positions, and Nexus rotates in all; SmolLM2 can be converted",
+    "gemma2": "it soft-caps logits and attention, which Nexus does not; Gemma 3 can be converted",
     "olmo": "its norms have no weights, and it clips queries, keys and values in some models; OLMo 2 can be converted",
-    "olmo3": "its windowed layers have another rotary embedding, and Nexus has one for all; OLMo 2 can be converted",
     "nemotron": "it has LayerNorm of 1 + w, which Nexus has not",
     "persimmon": "it has LayerNorm on queries and keys, and Nexus has RMS norm there",
     "apertus": "its activation (xIELU) has weights of its own, which Nexus has not",

@@ -184,3 +184,23 @@ def _write_layer_types(config: NexusConfig) -> dict[str, Any]:
 
 
 LAYER_TYPES = Computed(frozenset({"sliding_window", "layer_types"}), _read_windows, _write_layer_types)
+
+
+def _read_windows_with_rope(config: Any) -> dict[str, Any]:
+    windows = _read_windows(config)
+    full, sliding = (config.rope_parameters[f"{kind}_attention"] for kind in ("full", "sliding"))
+    if len(windows.get("sliding_layers", ())) == config.num_hidden_layers:  # the only one there is
+        return {**windows, "rope_parameters": sliding}
+    return {**windows, "rope_parameters": full, **({"sliding_rope_parameters": sliding} if windows else {})}
+
+
+def _write_windows_with_rope(config: NexusConfig) -> dict[str, Any]:
+    sliding = config.sliding_rope_parameters or config.rope_parameters
+    ropes = {"full_attention": dict(config.rope_parameters), "sliding_attention": dict(sliding)}
+    return {**_write_layer_types(config), "rope_parameters": ropes}
+
+
+# Of sources with a rotary embedding for each kind of layer
+WINDOWS_WITH_ROPE = Computed(
+    LAYER_TYPES.fields | {"rope_parameters", "rope_local_base_freq"}, _read_windows_with_rope, _write_windows_with_rope
+)

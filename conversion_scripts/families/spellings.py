@@ -9,6 +9,8 @@ def with_old_spellings(config: dict[str, Any]) -> dict[str, Any]:
     `rope_parameters` and `dtype`: without the old names, every model has its defaults.
     """
     rope = dict(config.get("rope_parameters") or {})
+    sliding = rope.get("sliding_attention", {})  # of sources that have another one there
+    rope = dict(rope.get("full_attention", rope))
     theta, share = rope.pop("rope_theta", None), rope.pop("partial_rotary_factor", None)
     old: dict[str, Any] = {"torch_dtype": config.get("dtype")}
     kind = rope.get("rope_type", "default")
@@ -23,6 +25,8 @@ def with_old_spellings(config: dict[str, Any]) -> dict[str, Any]:
         old |= {"rotary_emb_base": theta, "rotary_pct": 1.0 if share is None else share}
     else:
         old |= {"rope_theta": theta, "partial_rotary_factor": share}
+    if config["model_type"] == "gemma3_text":
+        old["rope_local_base_freq"] = sliding["rope_theta"]
     if config["model_type"] == "phi3":
         old["original_max_position_embeddings"] = rope.get(
             "original_max_position_embeddings", config["max_position_embeddings"]

@@ -14,13 +14,14 @@ class Wrapper(NamedTuple):
 
 
 WRAPPERS = {
+    "gemma3": Wrapper("Gemma 3, 4B to 27B"),
     "mistral3": Wrapper("Mistral Small 3.1 and 3.2"),
     "qwen2_5_vl": Wrapper("Qwen2.5-VL", "qwen2"),
     "qwen3_vl": Wrapper("Qwen3-VL, dense", "qwen3"),
 }
 
 _OF_IMAGES = "image_token_id video_token_id vision_config vision_end_token_id vision_start_token_id vision_token_id"
-_ROPE = "rope_parameters rope_scaling rope_theta"  # the wrapper has defaults of its own
+_ROPE = "rope_local_base_freq rope_parameters rope_scaling rope_theta"  # the wrapper has defaults of its own
 _IMAGES = re.compile(r"(model\.)?(visual|vision_tower|multi_modal_projector)\.")
 _LANGUAGE_MODEL = re.compile(r"(model\.)?language_model\.(model\.)?")
 

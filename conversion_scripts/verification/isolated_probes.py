@@ -64,6 +64,7 @@ def templates(tokenizer) -> list[str | None]:
 def thresholds(config) -> dict[str, int]:
     """Lengths from which on the model computes otherwise: config field -> tokens."""
     rope = getattr(config, "rope_parameters", None) or {}
+    rope = rope.get("full_attention", rope)  # where each kind of layer has its own
     found = {
         "sliding_window": getattr(config, "sliding_window", None),
         "original_max_position_embeddings": rope.get("original_max_position_embeddings"),

@@ -39,6 +39,8 @@ VARIANTS = {
     "window": {"sliding_window": 5, "sliding_layers": [0]},
     "layernorm, parallel": {"norm_type": "layernorm", "parallel_residual": True, "mlp_gated": False},
     "post-norm": {"norm_position": "post"},
+    "norms on both sides, 1 + w": {"norm_position": "both", "norm_type": "zero_centered_rmsnorm", "qk_norm": True},
+    "a layer without positions": {"layers_without_rope": [0], "attention_multiplier": 0.2},
     "separate": SEPARATE,
     "separate, keys only": SEPARATE | {"refine_query": False},
     "separate, values too, W_O": SEPARATE | W_O | {"refine_value": True},

@@ -234,5 +234,24 @@ def test_engines_with_one_window_refuse_two():
         NexusForCausalLM(config).init_continuous_batching()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("padding", [0, 2])
+def test_a_step_of_one_token_is_masked_only_where_its_slot_has_what_it_may_not_see(padding):
+    model, ids = build(attention_order=2, inner_window=WINDOW), padded()["input_ids"][1:, :8]
+    mask = torch.ones_like(ids)
+    mask[:, 8 - 1 - padding : 8 - 1] = 0  # within the window of the last token
+    cache, seen = DynamicCache(config=model.config), []
+    model(ids[:, :-1], attention_mask=mask[:, :-1], past_key_values=cache)
+    model.model.layers[0].self_attn.inner_1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[3]))
+    model(ids[:, -1:], attention_mask=mask, past_key_values=cache)
+    (whole, in_blocks) = seen[0]
+    assert in_blocks is None
+    assert (
+        whole is None
+        if padding == 0
+        else whole.tolist() == [[[[True] * (WINDOW - 1 - padding) + [False] * padding + [True]]]]
+    )
+
+
 def test_blocks_are_as_long_as_the_window_and_not_shorter_than_32():
     assert [block_size(window) for window in (1, 32, 64)] == [32, 32, 64]

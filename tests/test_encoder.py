@@ -214,7 +214,7 @@ def folder(tmp_path_factory):
 
 
 def test_convert_verify_fill_in_and_back(folder, nexus, tmp_path):
-    status, output, errors = nexus("convert", folder, tmp_path / "nexus", "--order", "2")
+    status, _, errors = nexus("convert", folder, tmp_path / "nexus", "--order", "2")
     assert status == 0, errors
     model = NexusForMaskedLM.from_pretrained(tmp_path / "nexus")
     assert not model.config.is_causal and len(model.gates()) == 2 * model.config.num_layers
@@ -223,9 +223,9 @@ def test_convert_verify_fill_in_and_back(folder, nexus, tmp_path):
     reference_fill = pipeline("fill-mask", str(folder))
     text = f"The class {fill.tokenizer.mask_token} is"
     assert [each["token"] for each in fill(text)] == [each["token"] for each in reference_fill(text)]
-    status, output, errors = nexus("verify", folder, tmp_path / "nexus")
+    status, _, errors = nexus("verify", folder, tmp_path / "nexus")
     assert status == 0, errors
-    status, output, errors = nexus("convert", tmp_path / "nexus", tmp_path / "again", "--to-source")
+    status, _, errors = nexus("convert", tmp_path / "nexus", tmp_path / "again", "--to-source")
     assert status == 0, errors
     again, source = (AutoModelForMaskedLM.from_pretrained(path) for path in (tmp_path / "again", folder))
     assert all(torch.equal(one, other) for one, other in zip(again.parameters(), source.parameters(), strict=True))

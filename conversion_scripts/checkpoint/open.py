@@ -45,6 +45,14 @@ class Source(Checkpoint):
     left_templates: list[str] = field(default_factory=list)
     wrapper: str | None = None
 
+    def nexus_fields(self) -> dict[str, Any]:
+        """The decoder fields of the Nexus config, of which some families have a few in their weights."""
+        fields = self.family.nexus_config(self.raw_config, self.config)
+        if not self.family.in_weights:
+            return fields
+        config = NexusConfig(**fields, attention_order=1)
+        return fields | {name: read(self, config) for name, read in self.family.in_weights.items()}
+
 
 @dataclass(kw_only=True)
 class Nexus(Checkpoint):

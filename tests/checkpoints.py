@@ -65,8 +65,12 @@ SHAPES = {  # model_type -> a shape that uses what sets the family apart; biases
     "ministral": {**SHAPE, **_WINDOW, "layer_types": SOME_WINDOWED},
     "seed_oss": {**SHAPE, "attention_out_bias": True, "mlp_bias": True},
     "stablelm": {**_NO_HEAD_DIM, **_HALF_ROTARY, "partial_rotary_factor": 0.5, "use_qkv_bias": True},
-    "gemma": {**SHAPE, "attention_bias": True},
-    "gemma3_text": {**SHAPE, **_SOME_WINDOWED_WITH_ROPE, "query_pre_attn_scalar": 24, "attention_bias": True},
+    "gemma": {**SHAPE, "attention_bias": True, "tie_word_embeddings": False},
+    "gemma3_text": {
+        **SHAPE,
+        **_SOME_WINDOWED_WITH_ROPE,
+        **{"query_pre_attn_scalar": 24, "attention_bias": True, "tie_word_embeddings": False},
+    },
     "glm4": {**SHAPE, **_HALF_ROTARY, "partial_rotary_factor": 0.5, "attention_bias": True},
     "granite": {
         **_NO_HEAD_DIM,
@@ -74,7 +78,10 @@ SHAPES = {  # model_type -> a shape that uses what sets the family apart; biases
         **{"attention_multiplier": 0.1, "attention_bias": True, "mlp_bias": True},
     },
     "olmo3": {**_NO_HEAD_DIM, **_SOME_WINDOWED_WITH_ROPE, "attention_bias": True},
-    "smollm3": {**_NO_HEAD_DIM, "no_rope_layers": [1, 0, 1], "attention_bias": True, "mlp_bias": True},
+    "smollm3": {
+        **_NO_HEAD_DIM,
+        **{"no_rope_layers": [1, 0, 1], "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+    },
     "starcoder2": {**_NO_HEAD_DIM, **_WINDOW, "tie_word_embeddings": False},
 }
 _PIXTRAL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}

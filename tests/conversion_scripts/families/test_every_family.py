@@ -42,6 +42,8 @@ def test_there_and_back(model_type, variant, tmp_path, nexus):
     changes = dict(VARIANTS[variant])
     if model_type == "phi3":
         changes.pop("rope_parameters", None)  # it knows LongRoPE only
+    if model_type in ("gemma3_text", "olmo3") and "rope_parameters" in changes:
+        changes["rope_parameters"] = {"full_attention": YARN}
     checkpoints.save(model_type, source, **changes)
     rounds = FAMILIES[model_type].rounds
     options = ["--order", "1,3,2", "--max-shard-size", "60KB"]

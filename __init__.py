@@ -9,6 +9,7 @@ from .configuration_nexus import AUTO_MAP, NexusConfig
 from .gate_callback import GateCallback
 from .modeling_nexus import (
     NexusForCausalLM,
+    NexusForMaskedLM,
     NexusForQuestionAnswering,
     NexusForSequenceClassification,
     NexusForTokenClassification,
@@ -40,6 +41,7 @@ __all__ = [
     "GateCallback",
     "NexusConfig",
     "NexusForCausalLM",
+    "NexusForMaskedLM",
     "NexusForQuestionAnswering",
     "NexusForSequenceClassification",
     "NexusForTokenClassification",

@@ -105,6 +105,9 @@ class NexusConfig(PreTrainedConfig):
             Inner levels attend to the last `inner_window` tokens only, the token itself included, so that nesting costs
             a constant per token in time and cache, whatever the length. In layers with a `sliding_window` the smaller
             of the two holds. By default inner levels see as far as the layer does, as in the paper.
+        is_causal (`bool`, defaults to `True`):
+            A token sees those before it. If off, all levels see the tokens on both sides, as in EuroBERT: an encoder,
+            without a cache. Then a window of w is Transformers' two-sided one, w tokens on each side.
         vocab_size (`int`, defaults to 49152): Rows of the embedding, and logits per token.
         hidden_size (`int`, defaults to 576): Width of the residual stream.
         intermediate_size (`int`, defaults to 1536): Width inside the feed-forward block.
@@ -160,6 +163,9 @@ class NexusConfig(PreTrainedConfig):
         attention_dropout (`float`, defaults to 0.0): Dropout on attention weights while training.
         mlp_bias (`bool`, defaults to `False`): Biases in the feed-forward block.
         classifier_dropout (`float`, defaults to 0.1): Dropout before the token-classification head while training.
+        classifier_pooling (`str`, *optional*):
+            What the sequence-classification head reads: `"last"`, the last token that is not padding, `"first"` or
+            `"mean"`. By default `"last"`, in encoders `"mean"`.
 
     Raises:
         `StrictDataclassError` (of huggingface_hub): a value that no Nexus model can have, or of the wrong type; the
@@ -197,7 +203,8 @@ class NexusConfig(PreTrainedConfig):
     inner_gate_init: float | int = 0.0
     inner_window: int | None = None
 
-    # The decoder around it
+    # The decoder, or encoder, around it
+    is_causal: bool = True
     vocab_size: int = 49152
     hidden_size: int = 576
     intermediate_size: int = 1536
@@ -235,6 +242,7 @@ class NexusConfig(PreTrainedConfig):
     attention_dropout: float | int = 0.0
     mlp_bias: bool = False
     classifier_dropout: float | int = 0.1
+    classifier_pooling: str | None = None
 
     def __post_init__(self, **kwargs):
         refuse_unknown_fields(kwargs)
@@ -248,6 +256,8 @@ class NexusConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
+        if self.classifier_pooling is None:
+            self.classifier_pooling = "last" if self.is_causal else "mean"
         if self.attention_out_bias is None:
             self.attention_out_bias = self.attention_bias
         if self.sliding_rope_parameters is not None:
@@ -369,6 +379,8 @@ class NexusConfig(PreTrainedConfig):
             raise ValueError(
                 f"sliding_layers={self.sliding_layers}: needs sliding_window, and layers of 0 to {self.num_layers - 1}."
             )
+        if self.classifier_pooling not in ("last", "first", "mean"):
+            raise ValueError(f"classifier_pooling={self.classifier_pooling!r}: choose 'last', 'first' or 'mean'.")
         self.check_positions()
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; choose one of {', '.join(ACT2FN)}.")
@@ -573,6 +585,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_nexus.NexusConfig",
     "AutoModel": "modeling_nexus.NexusModel",
     "AutoModelForCausalLM": "modeling_nexus.NexusForCausalLM",
+    "AutoModelForMaskedLM": "modeling_nexus.NexusForMaskedLM",
     "AutoModelForSequenceClassification": "modeling_nexus.NexusForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_nexus.NexusForTokenClassification",
     "AutoModelForQuestionAnswering": "modeling_nexus.NexusForQuestionAnswering",

@@ -13,7 +13,12 @@ import torch
 import transformers
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache, StaticLayer
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_bidirectional_sliding_window_mask,
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import TransformersKwargs
 
@@ -105,6 +110,15 @@ def refuse_uneven_slots(config: NexusConfig, who: str) -> None:
         )
 
 
+def refuse_encoder(config: NexusConfig, what: str) -> None:
+    """Raises `ValueError` if tokens see those after them: then there is no cache, and nothing is generated."""
+    if not config.is_causal:
+        raise ValueError(
+            f"{what} needs a causal model, and this one is an encoder (is_causal=False): use NexusForMaskedLM, "
+            "AutoModelForMaskedLM or a classifier, without a cache."
+        )
+
+
 def can_store_keys_alone(cache: Cache, slot: int) -> bool:
     """
     Whether this slot takes values of width 0, so that a layer's values are stored once. Quantized layers do not, nor do
@@ -125,18 +139,22 @@ def attention_masks(config: NexusConfig, kinds: set[str], **arguments) -> dict[s
     made already, (B, 1, T, S), stays as it is, but for the window of the inner levels.
     """
     masks, given = {}, arguments["attention_mask"]
+    create_mask, create_windowed_mask = create_causal_mask, create_sliding_window_causal_mask
+    if not config.is_causal:
+        create_mask, create_windowed_mask = create_bidirectional_mask, create_bidirectional_sliding_window_mask
+        arguments = {name: arguments[name] for name in ("inputs_embeds", "attention_mask")} | {CACHE: None}
     if "full_attention" in kinds:
-        masks["full_attention"] = create_causal_mask(config=config, **arguments)
+        masks["full_attention"] = create_mask(config=config, **arguments)
     if "sliding_attention" in kinds:
-        masks["sliding_attention"] = create_sliding_window_causal_mask(config=config, **arguments)
+        masks["sliding_attention"] = create_windowed_mask(config=config, **arguments)
     if "inner_attention" in kinds and isinstance(given, torch.Tensor) and given.dim() == 4:
-        masks["inner_attention"] = cut_to_window(given, config.inner_window, arguments[CACHE])
+        masks["inner_attention"] = cut_to_window(given, config, arguments[CACHE])
     elif "inner_attention" in kinds:
         if given is not None and not isinstance(given, torch.Tensor):
             raise ValueError("inner_window cannot be cut out of a ready BlockMask: pass a tensor, 2-D or 4-D.")
         inner = copy.copy(config)
         inner.sliding_window = min(config.inner_window, config.sliding_window)
-        mask = create_sliding_window_causal_mask(config=inner, **arguments)
+        mask = create_windowed_mask(config=inner, **arguments)
         masks["inner_attention"] = None if hides_nothing(mask) else mask
     return masks
 
@@ -148,7 +166,7 @@ def hides_nothing(mask: torch.Tensor | None) -> bool:
     return not torch.compiler.is_compiling() and bool(mask.all())
 
 
-def cut_to_window(mask: torch.Tensor, window: int, cache: Cache | None) -> torch.Tensor:
+def cut_to_window(mask: torch.Tensor, config: NexusConfig, cache: Cache | None) -> torch.Tensor:
     """A ready mask, (B, 1, T, S), for the inner levels: within the window, and of the tokens that their slots keep."""
     length, total = mask.shape[-2:]
     past, returned = total - length, slice(None)
@@ -157,7 +175,8 @@ def cut_to_window(mask: torch.Tensor, window: int, cache: Cache | None) -> torch
         size, first = cache.get_mask_sizes(length, cache.is_sliding.index(True) if True in cache.is_sliding else 0)
         returned = slice(first, first + size)
     position = torch.arange(max(length, total), device=mask.device)
-    outside = past + position[:length, None] - position[:total] >= window
+    distance = past + position[:length, None] - position[:total]  # the key is so many tokens before the query
+    outside = distance >= config.inner_window if config.is_causal else distance.abs() > config.inner_window
     nothing = torch.finfo(mask.dtype).min if mask.is_floating_point() else False
     return mask.masked_fill(outside, nothing)[..., returned]
 
@@ -175,7 +194,8 @@ def mask_in_blocks(mask: torch.Tensor | None, config: NexusConfig, batch: int) -
     """
     size = block_size(min(config.inner_window, config.sliding_window))
     if (
-        torch.compiler.is_exporting()  # an exported graph is for every length: it must not compare them
+        not config.is_causal
+        or torch.compiler.is_exporting()  # an exported graph is for every length: it must not compare them
         or config._attn_implementation != "sdpa"
         or mask is None  # as it is for a sequence no longer than the window
         or mask.dtype != torch.bool

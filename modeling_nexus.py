@@ -36,7 +36,12 @@ from transformers.modeling_layers import (
     GenericForTokenClassification,
     GradientCheckpointingLayer,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    MaskedLMOutput,
+    SequenceClassifierOutputWithPast,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.llama.modeling_llama import (
@@ -59,6 +64,7 @@ from .inputs_nexus import (
     is_updated_by_the_attention_function,
     mask_in_blocks,
     one_of,
+    refuse_encoder,
     refuse_other_heads,
     refuse_other_slots,
     refuse_uneven_slots,
@@ -144,12 +150,13 @@ class NexusAttentionCall(nn.Module):
         self.num_key_value_groups = call.num_query_heads // call.num_key_value_heads
         self.scaling = config.head_dim**-0.5 if config.attention_multiplier is None else config.attention_multiplier
         self.attention_dropout = config.attention_dropout
-        self.is_causal = True
+        self.is_causal = config.is_causal
 
     def take_place(self, call: AttentionCall):
         self.layer_idx = call.slot
         self.stores = call.stores
-        self.sliding_window = call.window
+        # of a two-sided window, attention functions take the first distance that is outside
+        self.sliding_window = call.window and call.window + (not self.config.is_causal)
         self.mask = call.mask
 
     def forward(
@@ -622,6 +629,7 @@ class NexusModel(NexusPreTrainedModel):
         config.validate_architecture()  # fields may have been set since the config was made, e.g. the order at load
         warn_if_untested()
         if config._attn_implementation in ("vllm", "sglang"):
+            refuse_encoder(config, "A serving engine")
             refuse_uneven_slots(config, "A serving engine")
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
@@ -693,7 +701,9 @@ class NexusModel(NexusPreTrainedModel):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and cache is None:
+        if cache is not None:
+            refuse_encoder(self.config, "A cache")
+        if use_cache and cache is None and self.config.is_causal:
             cache = DynamicCache(config=self.config)
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             cache = None  # the backward pass runs every layer again, and would store its keys again
@@ -746,6 +756,7 @@ class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: NexusConfig):
+        refuse_encoder(config, "NexusForCausalLM")
         super().__init__(config)
         self.model = NexusModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -826,12 +837,50 @@ class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
         )
 
 
+class NexusForMaskedLM(NexusPreTrainedModel):
+    """The encoder with a language-model head: token ids, some of them masked, -> logits of what stands there."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: NexusConfig):
+        if config.is_causal:
+            raise ValueError("NexusForMaskedLM needs a model that sees both sides: set is_causal=False.")
+        super().__init__(config)
+        self.model = NexusModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        """`labels`: (B, T), what stands at each position; -100 is ignored. With labels the output has a `loss`."""
+        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **kwargs)
+        logits = self.lm_head(outputs.last_hidden_state)
+        if self.config.logits_scaling != 1:
+            logits = logits / self.config.logits_scaling
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
 # The heads below are Transformers' own, forward passes included. Only their constructors are not used: they build the
 # decoder through AutoModel, which does not know remote code.
 
 
 class NexusForSequenceClassification(GenericForSequenceClassification, NexusPreTrainedModel):
-    """Classifies a sequence, (B, T) -> (B, num_labels), by its last token that is not padding."""
+    """Classifies a sequence, (B, T) -> (B, num_labels), by what `classifier_pooling` says."""
 
     def __init__(self, config: NexusConfig):
         NexusPreTrainedModel.__init__(self, config)
@@ -839,6 +888,28 @@ class NexusForSequenceClassification(GenericForSequenceClassification, NexusPreT
         self.model = NexusModel(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, labels=None, **kwargs
+    ) -> SequenceClassifierOutputWithPast:
+        """Transformers' own reads the last token."""
+        kwargs |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        if self.config.classifier_pooling == "last":
+            return super().forward(input_ids, attention_mask, labels=labels, **kwargs)
+        outputs = self.model(input_ids, attention_mask, **kwargs)
+        hidden_states = outputs.last_hidden_state
+        weights = hidden_states.new_ones(hidden_states.shape[:2]) if attention_mask is None else attention_mask
+        if self.config.classifier_pooling == "first":
+            weights = weights * (weights.cumsum(-1) == 1)
+        weights = (weights / weights.sum(-1, keepdim=True)).to(hidden_states.dtype)
+        logits = self.score((weights[:, None] @ hidden_states)[:, 0])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutputWithPast(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
 class NexusForTokenClassification(GenericForTokenClassification, NexusPreTrainedModel):
@@ -865,6 +936,7 @@ class NexusForQuestionAnswering(GenericForQuestionAnswering, NexusPreTrainedMode
 
 __all__ = [
     "NexusForCausalLM",
+    "NexusForMaskedLM",
     "NexusForQuestionAnswering",
     "NexusForSequenceClassification",
     "NexusForTokenClassification",

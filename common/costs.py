@@ -77,8 +77,9 @@ def flops(
             pass, where the other two make them again.
     """
     config = nexus_config(config)
+    kind = attention if config.is_causal else "all"  # an encoder's tokens see both sides
     products = sum(
-        call.num_query_heads * pairs(length, past, attention, call.window)
+        call.num_query_heads * pairs(length, past, kind, call.window)
         for layer in config.attention_calls()
         for call in layer
     )
@@ -155,6 +156,8 @@ def cache_bytes(config: PreTrainedConfig, batch: int, length: int, itemsize: int
     """Bytes of keys and values kept for `length` tokens of `batch` sequences, in caches that can keep keys alone."""
     config = nexus_config(config)
     numbers = 0
+    if not config.is_causal:
+        return 0
     for call in (call for layer in config.attention_calls() for call in layer):
         kept = length if call.window is None else min(length, config.sliding_window - 1)
         numbers += len(call.stores) * call.num_key_value_heads * kept

@@ -83,6 +83,7 @@ class Nesting:
         elif self.inner_attention == "self":
             why = "self has no projections"
         return {
+            "is_encoder": not config.is_causal,
             "attention_order": config.attention_order,
             "inner_attention": config.inner_attention,
             "refined": [each for each in BRANCHES if self.nested and getattr(config, f"refine_{each}")],
@@ -124,5 +125,5 @@ def nexus_config(source: Source, nesting: Nesting, dtype: torch.dtype | None) ->
     with told_as(ConversionError, f"{source.label}: does not make a Nexus model: {{reason}}."):
         decoder = NexusConfig(**fields, attention_order=1)
         config = NexusConfig(**fields, **nesting.config_fields(decoder), dtype=dtype or source.dtype)
-    config.architectures = ["NexusForCausalLM"]
+    config.architectures = [source.family.architecture]
     return config

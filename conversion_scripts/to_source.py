@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..errors import ConversionError
 from ..modeling_nexus import is_gate
@@ -49,12 +49,13 @@ def convert_to_source(
     check_output(out, MODEL, is_our_model, MODEL_NAMES, inputs=[nexus])
     opened = open_nexus(nexus)
     check_code(nexus, opened.raw_config, trust_remote_code)
-    check_tensors(opened, "NexusForCausalLM")  # a gate that is missing is not closed
+    check_tensors(opened, "NexusForCausalLM" if opened.config.is_causal else "NexusForMaskedLM")  # gates too
     check_standard(opened)
 
     target = family_of(family or family_of_report(nexus))
     source_config = target.source_config(opened.config)
-    source_config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[source_config.model_type]]
+    classes = MODEL_FOR_MASKED_LM_MAPPING_NAMES if target.is_encoder else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    source_config.architectures = [classes[source_config.model_type]]
     source_config.dtype = opened.dtype
     plan = plan_source(opened, target, source_config)
     options = {"to_source": target.model_type, "max_shard_size": max_shard_size}

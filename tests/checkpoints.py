@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -65,6 +66,7 @@ SHAPES = {  # model_type -> a shape that uses what sets the family apart; biases
     "ministral": {**SHAPE, **_WINDOW, "layer_types": SOME_WINDOWED},
     "seed_oss": {**SHAPE, "attention_out_bias": True, "mlp_bias": True},
     "stablelm": {**_NO_HEAD_DIM, **_HALF_ROTARY, "partial_rotary_factor": 0.5, "use_qkv_bias": True},
+    "eurobert": {**SHAPE, "attention_bias": True},
     "gemma": {**SHAPE, "attention_bias": True, "tie_word_embeddings": False},
     "gemma3_text": {
         **SHAPE,
@@ -84,6 +86,7 @@ SHAPES = {  # model_type -> a shape that uses what sets the family apart; biases
     },
     "starcoder2": {**_NO_HEAD_DIM, **_WINDOW, "tie_word_embeddings": False},
 }
+ENCODERS = ("eurobert",)
 _PIXTRAL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
 _EYES = {"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2, "patch_size": 4}
 _SECTIONS = {**SHAPE["rope_parameters"], "mrope_section": [3, 3, 2]}
@@ -136,6 +139,8 @@ def make(model_type: str, dtype: torch.dtype = torch.float32, **shape) -> PreTra
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **deepcopy(shape))  # a config adds to the RoPE parameters it is given
     auto_class = AutoModelForImageTextToText if model_type in WRAPPED else AutoModelForCausalLM
+    if model_type in ENCODERS:
+        auto_class = AutoModelForMaskedLM
     model = auto_class.from_config(config).to(dtype).eval()
     for name, parameter in model.named_parameters():
         if name.endswith(("norm.weight", "bias")):  # as trained models have them, not all 1 and 0

@@ -29,12 +29,17 @@ def logits(
     batch, length = input_ids.shape
     if position_ids is None:
         position_ids = torch.arange(length).expand(batch, length)
-    visible = torch.ones(batch, length, length, dtype=torch.bool).tril()  # [b, i, j]: may token i look at token j?
+    visible = torch.ones(batch, length, length, dtype=torch.bool)  # [b, i, j]: may token i look at token j?
     distance = torch.arange(length)[:, None] - torch.arange(length)  # j is so many tokens before i
+    is_causal = getattr(config, "is_causal", True)
+    if is_causal:
+        visible = visible & (distance >= 0)
     if attention_mask is not None:
         visible = visible & attention_mask.bool()[:, None, :]
     window = getattr(config, "inner_window", None)
-    inner_visible = visible if window is None else visible & (distance < window)
+    inner_visible = visible
+    if window is not None:
+        inner_visible = visible & (distance < window if is_causal else distance.abs() <= window)
 
     hidden = weights["model.embed_tokens.weight"][input_ids] * getattr(config, "embedding_multiplier", 1.0)
     multiplier = getattr(config, "residual_multiplier", 1.0)

@@ -11,7 +11,13 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from nexus_transformers import NexusConfig, NexusForCausalLM, NexusForTokenClassification
+from nexus_transformers import (
+    NexusConfig,
+    NexusForCausalLM,
+    NexusForSequenceClassification,
+    NexusForTokenClassification,
+    NexusModel,
+)
 
 TINY = {
     "vocab_size": 61,
@@ -316,6 +322,16 @@ def classifier_training_logits(config):
     return classifier(IDS).logits.tolist()
 
 
+def hidden_states(config):
+    torch.manual_seed(0)
+    return NexusModel(config).eval()(IDS).last_hidden_state.tolist()
+
+
+def pooled_logits(config):
+    torch.manual_seed(0)
+    return NexusForSequenceClassification(config).eval()(IDS[:1]).logits.tolist()
+
+
 def parameter_shapes(config):
     return {name: parameter.shape for name, parameter in model(config).named_parameters()}
 
@@ -341,6 +357,7 @@ EFFECTS = {  # field: (changed value, what shows the change, what else must be s
     "inner_gate_init": (0.5, logits, {"inner_gate": True}),
     "inner_scale": (False, logits, {}),
     "inner_window": (3, logits, {}),
+    "is_causal": (False, hidden_states, {}),
     "vocab_size": (67, parameter_shapes, {}),
     "hidden_size": (48, parameter_shapes, {}),
     "intermediate_size": (40, parameter_shapes, {}),
@@ -381,6 +398,7 @@ EFFECTS = {  # field: (changed value, what shows the change, what else must be s
     "logits_scaling": (2.0, logits, {}),
     "mlp_gated": (False, parameter_shapes, {}),
     "mlp_bias": (True, parameter_shapes, {}),
+    "classifier_pooling": ("mean", pooled_logits, {}),
     "classifier_dropout": (0.5, classifier_training_logits, {}),
 }
 
@@ -420,6 +438,7 @@ def test_auto_map_names_a_class_for_every_auto_class(tmp_path):
         "AutoConfig": "NexusConfig",
         "AutoModel": "NexusModel",
         "AutoModelForCausalLM": "NexusForCausalLM",
+        "AutoModelForMaskedLM": "NexusForMaskedLM",
         "AutoModelForSequenceClassification": "NexusForSequenceClassification",
         "AutoModelForTokenClassification": "NexusForTokenClassification",
         "AutoModelForQuestionAnswering": "NexusForQuestionAnswering",

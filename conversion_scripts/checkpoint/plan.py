@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from ... import modeling_nexus
 from ...configuration_nexus import NexusConfig
 from ...errors import CheckpointError, ConversionError, told_as
-from ...modeling_nexus import NexusForCausalLM, is_gate
+from ...modeling_nexus import is_gate
 from ..families import Family
 from .added import initial, is_nesting
 from .open import Nexus, Source
@@ -27,7 +27,8 @@ def plan_nexus(
     A standard checkpoint -> the tensors of a Nexus model, gates and inner layers included. `dtype` None keeps each
     tensor's own. `seed`: of the weights that the source does not have.
     """
-    expected = shapes_of_model(lambda: NexusForCausalLM(config), source)
+    model_class = getattr(modeling_nexus, source.family.architecture)
+    expected = shapes_of_model(lambda: model_class(config), source)
     plan: dict[str, Planned] = {}
     for name in source.unreadable:
         if source.family.rule_of(name).targets:
@@ -65,7 +66,8 @@ def plan_nexus(
 def plan_source(nexus: Nexus, family: Family, source_config: Any) -> dict[str, Planned]:
     """A Nexus model -> the tensors of the standard one. Gates and inner layers have no place in it."""
     config = nexus.config
-    expected = shapes_of_model(lambda: AutoModelForCausalLM.from_config(source_config, trust_remote_code=False), nexus)
+    auto_class = AutoModelForMaskedLM if family.is_encoder else AutoModelForCausalLM
+    expected = shapes_of_model(lambda: auto_class.from_config(source_config, trust_remote_code=False), nexus)
     plan, used = {}, set()
     for in_memory, tensor in expected.items():
         name = family.saved_as.get(in_memory, in_memory)

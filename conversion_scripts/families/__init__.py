@@ -47,7 +47,7 @@ LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")  # its number, in the name of a 
 NESTING_FIELDS = frozenset(
     """
     attention_order refine_query refine_key refine_value inner_attention inner_output_projection inner_scale inner_gate
-    inner_gate_init inner_window use_cache classifier_dropout
+    inner_gate_init inner_window use_cache classifier_dropout classifier_pooling
     """.split()
 )
 
@@ -89,6 +89,16 @@ class Family:
     def prefix(self) -> str:
         """What the names of the decoder's tensors begin with, in a model with a head: "model."."""
         return next(name for name in self.weights if "layers.*." in name).split("layers.*.")[0]
+
+    @property
+    def is_encoder(self) -> bool:
+        """Its tokens see both sides, and it fills in masked ones."""
+        return not self.fixed.get("is_causal", True)
+
+    @property
+    def architecture(self) -> str:
+        """Our class of such a model."""
+        return "NexusForMaskedLM" if self.is_encoder else "NexusForCausalLM"
 
     @property
     def rounds(self) -> bool:

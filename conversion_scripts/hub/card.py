@@ -84,7 +84,7 @@ def write_source_card(folder: Path, nexus_folder: Path, model_type: str) -> None
         license=stated.get("license", "unknown"),
         **{key: stated.get(key) for key in CARRIED},
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=stated.get("pipeline_tag", "text-generation"),
         base_model=stated.get("base_model"),
     )
     text = (
@@ -106,12 +106,12 @@ def card_data(source_data: ModelCardData, report: dict[str, Any], source_name: s
     is_file = link and "://" not in link
     if is_file and revision and link.removeprefix("./") not in report.get("licence_files", []):
         carried["license_link"] = f"https://huggingface.co/{name}/blob/{revision}/{link.removeprefix('./')}"
-    results = verification_results(report["verification"]) if "verification" in report else None
+    results = verification_results(report) if "verification" in report else None
     return ModelCardData(
         license=source_data.get("license", "unknown"),
         **carried,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=task_of(report),
         tags=["nexus", "higher-order-attention", "custom_code", "arxiv:2512.03377"],
         base_model=name if revision else source_data.get("base_model"),
         # The nearest that the Hub knows (adapter, finetune, merge, quantized). The text says that nothing was trained.
@@ -121,8 +121,13 @@ def card_data(source_data: ModelCardData, report: dict[str, Any], source_name: s
     )
 
 
-def verification_results(figures: dict[str, Any]) -> list[EvalResult]:
+def task_of(report: dict[str, Any]) -> str:
+    return "fill-mask" if report["model"].get("is_encoder") else "text-generation"
+
+
+def verification_results(report: dict[str, Any]) -> list[EvalResult]:
     """For the `model-index`. Named so that nobody takes equality with the source for a measure of quality."""
+    figures = report["verification"]
     largest = figures["max_abs_logit_difference"]
     metrics = [
         ("max_abs_logit_difference", "Largest absolute difference of any logit from the source's", largest),
@@ -130,7 +135,7 @@ def verification_results(figures: dict[str, Any]) -> list[EvalResult]:
     ]
     return [
         EvalResult(
-            task_type="text-generation",
+            task_type=task_of(report),
             task_name="Equality with the source model, gates closed (not a quality benchmark)",
             dataset_type="nexus-conversion-check",
             dataset_name=f"Passages of the conversion check, {figures['positions']} positions",

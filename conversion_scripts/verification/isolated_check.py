@@ -33,6 +33,7 @@ from transformers import (  # noqa: E402
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
     AutoTokenizer,
     GenerationConfig,
     logging,
@@ -64,7 +65,9 @@ def logits_of(model, batches: list[list[int]], long: list[int]) -> tuple[list[to
     padded = model(ids, attention_mask=mask, position_ids=positions, return_dict=True).logits
     outputs += [padded[0], padded[1, padding:]]
     if long:
-        outputs.append(model(torch.tensor([long]), logits_to_keep=2 * probes.BEYOND, return_dict=True).logits[0])
+        kept = 2 * probes.BEYOND
+        kwargs = {"logits_to_keep": kept} if model.can_generate() else {}
+        outputs.append(model(torch.tensor([long]), return_dict=True, **kwargs).logits[0, -kept:])
     return outputs, [state[0] for state in first.hidden_states]
 
 
@@ -85,7 +88,9 @@ def greedy(
 
 
 def settings(model) -> dict:
-    """How it generates by default."""
+    """How it generates by default, if it does."""
+    if not model.can_generate():
+        return {}
     unset = ("transformers_version", "_from_model_config", "_commit_hash")
     return {name: value for name, value in model.generation_config.to_dict().items() if name not in unset}
 
@@ -132,6 +137,8 @@ def load(request: dict, folder: str, trust_remote_code: bool, **kwargs):
         kwargs["config"].rope_parameters = request["rope_parameters"]
     of_images_too = request["of_images_too"] and folder == request["source"]
     auto_class = AutoModelForImageTextToText if of_images_too else AutoModelForCausalLM
+    if request["is_encoder"]:
+        auto_class = AutoModelForMaskedLM
     if request["layer_by_layer"]:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **kwargs)
         kwargs["device_map"] = device_map(auto_class, config, request["attn_implementation"], trust_remote_code)
@@ -274,12 +281,13 @@ def compare_models(request: dict, prompt: list[int], texts: list[list[int]]) -> 
         result["not_run_past"] = sorted(lengths.keys() - result["run_past"])
         long = torch.arange(max(reached.values(), default=0)).mul(7919).remainder(vocab_size).tolist()
         expected, expected_states = logits_of(source, batches, long)
-        expected_settings, eos = settings(source), source.generation_config.eos_token_id
-        try:
-            expected_continuation, source_speed = greedy(source, prompt, new_tokens, eos)
-        except Exception as error:
-            result["skipped"].append(f"generation ({sentence(error)})")
-            expected_continuation = None
+        expected_settings, expected_continuation = settings(source), None
+        if source.can_generate():
+            eos = source.generation_config.eos_token_id
+            try:
+                expected_continuation, source_speed = greedy(source, prompt, new_tokens, eos)
+            except Exception as error:
+                result["skipped"].append(f"generation ({sentence(error)})")
         result["source_parameters"] = source.num_parameters()
         del source
 

@@ -68,7 +68,7 @@ def verify_opened(
     """`label`: what the user calls the result, if not `out`."""
     nexus = open_nexus(out, str(label or out))
     check_code(out, nexus.raw_config, trust_remote_code)
-    check_tensors(nexus, "NexusForCausalLM")
+    check_tensors(nexus, source.family.architecture)
     compare_configs(source, nexus)
     figures = compare_tensors(source, nexus)
     # Where the source computes in another order, it rounds otherwise: float32 keeps the difference small.
@@ -166,6 +166,7 @@ def compare_functions(
         "source": str(source.folder.resolve()),
         "gguf": {"gguf_file": source.gguf_file} if source.gguf_file else {},
         "of_images_too": source.wrapper is not None,
+        "is_encoder": source.family.is_encoder,
         "rope_parameters": source.config.rope_parameters,
         "dtype": str(dtype).removeprefix("torch."),
         "attn_implementation": "sdpa",

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMaskedLM
 
 import checkpoints
-from nexus_transformers import NexusForCausalLM
+from nexus_transformers import NexusForCausalLM, modeling_nexus
 from nexus_transformers.conversion_scripts.families import FAMILIES, METADATA_FIELDS
 from nexus_transformers.conversion_scripts.verification.verify import ROUNDING
 
@@ -57,8 +57,10 @@ def test_there_and_back(model_type, variant, tmp_path, nexus):
         assert min(figures["negative_controls"].values()) > 0.01
 
     ids = torch.randint(checkpoints.VOCAB_SIZE, (2, 40))
-    expected = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)(ids).logits
-    actual = NexusForCausalLM.from_pretrained(there, dtype=torch.float32)(ids).logits
+    family = FAMILIES[model_type]
+    auto_class = AutoModelForMaskedLM if family.is_encoder else AutoModelForCausalLM
+    expected = auto_class.from_pretrained(source, dtype=torch.float32)(ids).logits
+    actual = getattr(modeling_nexus, family.architecture).from_pretrained(there, dtype=torch.float32)(ids).logits
     assert (actual - expected).abs().max() <= (ROUNDING * expected.abs().max() if rounds else 0.0)
 
     status, output, errors = nexus("convert", there, back, "--to-source", "--json", "--no-verify")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 import checkpoints
-from nexus_transformers import NexusConfig, NexusForCausalLM
+from nexus_transformers import NexusConfig, NexusForCausalLM, modeling_nexus
 from nexus_transformers.conversion_scripts.families import (
     FAMILIES,
     METADATA_FIELDS,
@@ -142,10 +142,14 @@ def split(source, config: NexusConfig) -> dict[str, torch.Tensor]:
     return weights
 
 
-def convert(source, order=2, **wrong) -> NexusForCausalLM:
+def model_class(source) -> type:
+    return getattr(modeling_nexus, FAMILIES[source.config.model_type].architecture)
+
+
+def convert(source, order=2, **wrong) -> PreTrainedModel:
     """The Nexus model of the same function; `wrong` config fields make it another."""
     config = nexus_config(source.config, attention_order=order, inner_gate=True)
-    model = NexusForCausalLM(NexusConfig(**{**config.to_dict(), **wrong})).to(source.dtype).eval()
+    model = model_class(source)(NexusConfig(**{**config.to_dict(), **wrong})).to(source.dtype).eval()
     missing, unexpected = model.load_state_dict(split(source, config), strict=False)
     assert set(missing) == set(model.gates())
     assert not unexpected
@@ -285,7 +289,7 @@ def test_every_rule_splits_and_joins_meta_tensors_to_the_shapes_of_the_model(cas
     source = make(case)
     family = FAMILIES[source.config.model_type]
     config = nexus_config(source.config, attention_order=1)
-    expected = {name: tensor.shape for name, tensor in NexusForCausalLM(config).state_dict().items()}
+    expected = {name: tensor.shape for name, tensor in model_class(source)(config).state_dict().items()}
     actual = {}
     for name, tensor in source.state_dict().items():
         rule = family.rule_of(name)
@@ -313,6 +317,7 @@ def test_saved_as_gives_the_names_that_files_have(tmp_path):
     "model_type, changes, named",
     [
         ("llama", {"qk_norm": True}, "qk_norm"),
+        ("llama", {"is_causal": False}, "is_causal"),
         ("llama", {"parallel_residual": True}, "parallel_residual"),
         ("llama", {"norm_type": "layernorm"}, "norm_type"),
         ("llama", {"norm_position": "post"}, "norm_position"),
@@ -403,6 +408,7 @@ def test_an_unknown_field_is_refused(model_type):
         ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop"),
         ("phi3", {"lm_head_bias": True}, "lm_head_bias"),
         ("gemma3_text", {"rope_parameters": YARN}, "rope_parameters has rope_type, .* say it for each kind"),
+        ("eurobert", {"mlp_bias": True}, "mlp_bias=True .* logits then have a bias"),
         ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
         ("stablelm", {"use_parallel_residual": True}, "use_parallel_residual"),

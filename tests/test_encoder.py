@@ -1,0 +1,265 @@
+"""Encoders, whose tokens see both sides: against the definition, with padding anywhere, their heads and tools."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from arms import ARMS, SHAPE
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    DataCollatorForLanguageModeling,
+    DynamicCache,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+import checkpoints
+import reference
+from nexus_transformers import (
+    NexusConfig,
+    NexusForCausalLM,
+    NexusForMaskedLM,
+    NexusForQuestionAnswering,
+    NexusForSequenceClassification,
+    NexusForTokenClassification,
+)
+
+LENGTH = 12
+FORMS = ARMS | {
+    "order 1": {"attention_order": 1},
+    "no gates": {"attention_order": 2, "inner_gate": False},
+    "inner window": {"attention_order": 3, "inner_window": 2},
+    "inner window, separate": {"attention_order": 2, "inner_attention": "separate", "inner_window": 2},
+    "inner window, self": {"attention_order": 2, "inner_attention": "self", "inner_window": 2},
+}
+each_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+each_backend = pytest.mark.parametrize("backend", ["eager", "sdpa"])
+
+
+def build(model_class=NexusForMaskedLM, **changes):
+    """A tiny model, no parameter of which has a special value."""
+    torch.manual_seed(0)
+    model = model_class(NexusConfig(**SHAPE | {"is_causal": False} | changes)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "_gate_" in name:
+                parameter.uniform_(0.2, 0.9)
+            elif "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    return model
+
+
+def padded() -> dict[str, torch.Tensor]:
+    """Five sequences: whole, and with padding on the left, on the right, on both sides and in the middle."""
+    ids = torch.randint(1, SHAPE["vocab_size"], (5, LENGTH), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, :4] = mask[2, 9:] = mask[3, :2] = mask[3, 10:] = mask[4, 5:8] = 0
+    return {"input_ids": ids * mask, "attention_mask": mask, "position_ids": torch.arange(LENGTH).expand(5, -1)}
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5):
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0, check_dtype=False)
+
+
+@torch.no_grad()
+@each_backend
+@each_form
+def test_an_encoder_computes_the_definition(form, backend):
+    model, inputs = build(**form), padded()
+    model.set_attn_implementation(backend)
+    tokens = inputs["attention_mask"].bool()
+    expected = reference.logits(model.state_dict(), model.config, **inputs)
+    assert_close(model(**inputs).logits[tokens], expected[tokens])
+
+
+@each_form
+def test_the_gradient_is_that_of_the_definition(form):
+    model, inputs = build(**form), padded()
+    tokens, parameters = inputs["attention_mask"].bool(), dict(model.named_parameters())
+    twins = {name: parameter.detach().double().requires_grad_() for name, parameter in parameters.items()}
+    loss = model(**inputs).logits[tokens].square().mean()
+    actual = torch.autograd.grad(loss, parameters.values())
+    loss = reference.logits(twins, model.config, **inputs)[tokens].square().mean()
+    expected = torch.autograd.grad(loss, twins.values())
+    for one, other in zip(actual, expected, strict=True):
+        assert_close(one, other, 1e-7 + 1e-4 * other.abs().max().item())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "form, wrong",
+    [
+        ({"attention_order": 2}, {"is_causal": True}),
+        ({"attention_order": 1}, {"is_causal": True}),
+        ({"attention_order": 2, "inner_window": 2}, {"inner_window": 3}),
+        ({"attention_order": 2, "inner_window": 2}, {"inner_window": 1}),
+        ({"attention_order": 2, "inner_window": 2}, {"inner_window": None}),
+    ],
+    ids=str,
+)
+def test_the_comparison_notices_a_wrong_field(form, wrong):
+    model, inputs = build(**form), padded()
+    for name, value in wrong.items():
+        setattr(model.config, name, value)
+    weights, tokens = model.state_dict(), inputs["attention_mask"].bool()
+    expected = reference.logits(weights, model.config, **inputs)
+    for name in wrong:
+        setattr(model.config, name, (form | {"is_causal": False})[name])
+    assert (model(**inputs).logits - expected)[tokens].abs().max() > 1e-3
+
+
+@torch.no_grad()
+@each_backend
+def test_a_window_is_two_sided(backend):
+    """And a ready mask, (B, 1, T, T), may say the same."""
+    ids = padded()["input_ids"]
+    position = torch.arange(LENGTH)
+    near = ((position[:, None] - position).abs() <= 3)[None, None].expand(len(ids), -1, -1, -1)
+    windowed, whole = build(sliding_window=3), build()
+    windowed.set_attn_implementation(backend)
+    assert_close(windowed(ids).logits, whole(ids, near).logits)
+    assert (build(sliding_window=4)(ids).logits - whole(ids, near).logits).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_inner_levels_cut_a_ready_mask_to_their_window():
+    model, inputs = build(attention_order=2, inner_window=2), padded()
+    ready = inputs["attention_mask"].bool()[:, None, None, :].expand(-1, 1, LENGTH, -1)
+    tokens = inputs["attention_mask"].bool()
+    expected = model(**inputs).logits[tokens]
+    assert_close(model(inputs["input_ids"], ready).logits[tokens], expected)
+
+
+def test_there_is_no_cache():
+    model, ids = build(), padded()["input_ids"]
+    assert "past_key_values" not in model(ids) and "cache" not in model(ids)
+    outputs = model.model(ids, use_cache=True)
+    assert outputs.get("cache", outputs.get("past_key_values")) is None
+    with pytest.raises(ValueError, match="A cache needs a causal model, and this one is an encoder"):
+        model.model(ids, cache=DynamicCache())
+
+
+def test_a_class_of_the_other_kind_is_refused():
+    encoder = build().config
+    with pytest.raises(ValueError, match=r"NexusForCausalLM needs a causal model.*use NexusForMaskedLM"):
+        NexusForCausalLM(encoder)
+    with pytest.raises(ValueError, match="NexusForCausalLM needs a causal model"):
+        AutoModelForCausalLM.from_config(encoder)
+    with pytest.raises(ValueError, match="set is_causal=False"):
+        NexusForMaskedLM(NexusConfig(**SHAPE))
+
+
+def test_serving_engines_are_refused():
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("vllm", lambda *_, **__: None)
+    with pytest.raises(ValueError, match="A serving engine needs a causal model"):
+        NexusForMaskedLM._from_config(build().config, attn_implementation="vllm")
+
+
+# Heads
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["last", "first", "mean"])
+def test_a_classifier_reads_what_it_says_whatever_the_padding(pooling):
+    model = build(NexusForSequenceClassification, classifier_pooling=pooling, num_labels=3)
+    inputs = padded()
+    states = model.model(**inputs).last_hidden_state
+    for row, (state, mask) in enumerate(zip(states, inputs["attention_mask"].bool(), strict=True)):
+        tokens = state[mask]
+        read = {"last": tokens[-1], "first": tokens[0], "mean": tokens.mean(0)}[pooling]
+        assert_close(model(**inputs).logits[row], model.score(read))
+
+
+def test_a_classifier_reads_the_mean_of_an_encoder_and_the_last_token_of_a_decoder():
+    assert build(NexusForSequenceClassification).config.classifier_pooling == "mean"
+    assert NexusConfig(**SHAPE).classifier_pooling == "last"
+    with pytest.raises(ValueError, match="classifier_pooling='cls'"):
+        NexusConfig(**SHAPE, classifier_pooling="cls")
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, 1, 2, 0, 1]), torch.randn(5, 3)], ids=["one", "several"])
+def test_a_classifier_learns(labels):
+    model = build(NexusForSequenceClassification, num_labels=3)
+    loss = model(**padded(), labels=labels).loss
+    loss.backward()
+    assert loss > 0 and model.score.weight.grad.abs().sum() > 0
+
+
+def test_tokens_and_answers():
+    inputs = padded()
+    labels = torch.randint(2, (5, LENGTH))
+    assert build(NexusForTokenClassification)(**inputs, labels=labels).loss > 0
+    ends = {"start_positions": torch.arange(5), "end_positions": torch.arange(5) + 3}
+    assert build(NexusForQuestionAnswering)(**inputs, **ends).loss > 0
+
+
+# Tools
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A converted EuroBERT with a tokenizer that has a mask."""
+    path = tmp_path_factory.mktemp("encoder")
+    source = checkpoints.make("eurobert", **checkpoints.SHAPES["eurobert"])
+    tokenizer = checkpoints.tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "<|endoftext|>"})
+    source.save_pretrained(path / "source")
+    tokenizer.save_pretrained(path / "source")
+    return path / "source"
+
+
+def test_convert_verify_fill_in_and_back(folder, nexus, tmp_path):
+    status, _, errors = nexus("convert", folder, tmp_path / "nexus", "--order", "2")
+    assert status == 0, errors
+    model = NexusForMaskedLM.from_pretrained(tmp_path / "nexus")
+    assert not model.config.is_causal and len(model.gates()) == 2 * model.config.num_layers
+    assert "fill-mask" in (tmp_path / "nexus" / "README.md").read_text()
+    fill = pipeline("fill-mask", str(tmp_path / "nexus"), trust_remote_code=True)
+    reference_fill = pipeline("fill-mask", str(folder))
+    text = f"The class {fill.tokenizer.mask_token} is"
+    assert [each["token"] for each in fill(text)] == [each["token"] for each in reference_fill(text)]
+    status, _, errors = nexus("verify", folder, tmp_path / "nexus")
+    assert status == 0, errors
+    status, _, errors = nexus("convert", tmp_path / "nexus", tmp_path / "again", "--to-source")
+    assert status == 0, errors
+    again, source = (AutoModelForMaskedLM.from_pretrained(path) for path in (tmp_path / "again", folder))
+    assert all(torch.equal(one, other) for one, other in zip(again.parameters(), source.parameters(), strict=True))
+    status, _, errors = nexus("inspect", tmp_path / "nexus", "--prompt", "a b")
+    assert status == 1 and "is an encoder" in errors
+
+
+def test_a_stranger_loads_it_in_a_fresh_process(tmp_path):
+    model = build(attention_order=2)
+    model.save_pretrained(tmp_path / "model")
+    script = (
+        "import sys; sys.modules['nexus_transformers'] = None\n"
+        "import torch\n"
+        "from transformers import AutoModelForMaskedLM\n"
+        "model = AutoModelForMaskedLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()\n"
+        "print(model(torch.arange(1, 12)[None]).logits.double().sum().item())\n"
+    )
+    environment = {"HF_HOME": str(tmp_path / "home"), "PATH": ""}
+    command = [sys.executable, "-c", script, tmp_path / "model"]
+    printed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True).stdout
+    assert float(printed) == pytest.approx(model(torch.arange(1, 12)[None]).logits.double().sum().item(), abs=1e-3)
+
+
+def test_trainer_with_the_collator_of_masked_language_models(tmp_path):
+    tokenizer = checkpoints.tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "<|endoftext|>"})
+    ids = tokenizer("class of a class: the class is a class. " * 4)["input_ids"][:32]
+    model = build(vocab_size=checkpoints.VOCAB_SIZE, attention_order=[2, 1])
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=30, learning_rate=1e-2, report_to=[], use_cpu=True, logging_steps=10, save_steps=30
+    )
+    data = [{"input_ids": ids, "attention_mask": [1] * len(ids)}] * 8
+    trainer = Trainer(model, arguments, DataCollatorForLanguageModeling(tokenizer), data)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.8 * losses[0]
+    assert NexusForMaskedLM.from_pretrained(tmp_path / "checkpoint-30").config.is_causal is False

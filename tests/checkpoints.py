@@ -72,8 +72,12 @@ SHAPES = {  # model_type -> a shape that uses what sets the family apart; biases
         **{"position_embedding_type": "rotary", "rope_theta": 123456.0, "layer_norm_eps": 1e-5, "mask_token_id": 5},
         **{"token_dropout": True, "emb_layer_norm_before": False, "hidden_dropout_prob": 0.0},
     },
-    "gemma": {**SHAPE, "attention_bias": True},
-    "gemma3_text": {**SHAPE, **_SOME_WINDOWED_WITH_ROPE, "query_pre_attn_scalar": 24, "attention_bias": True},
+    "gemma": {**SHAPE, "attention_bias": True, "tie_word_embeddings": False},
+    "gemma3_text": {
+        **SHAPE,
+        **_SOME_WINDOWED_WITH_ROPE,
+        **{"query_pre_attn_scalar": 24, "attention_bias": True, "tie_word_embeddings": False},
+    },
     "glm4": {**SHAPE, **_HALF_ROTARY, "partial_rotary_factor": 0.5, "attention_bias": True},
     "granite": {
         **_NO_HEAD_DIM,
@@ -81,7 +85,10 @@ SHAPES = {  # model_type -> a shape that uses what sets the family apart; biases
         **{"attention_multiplier": 0.1, "attention_bias": True, "mlp_bias": True},
     },
     "olmo3": {**_NO_HEAD_DIM, **_SOME_WINDOWED_WITH_ROPE, "attention_bias": True},
-    "smollm3": {**_NO_HEAD_DIM, "no_rope_layers": [1, 0, 1], "attention_bias": True, "mlp_bias": True},
+    "smollm3": {
+        **_NO_HEAD_DIM,
+        **{"no_rope_layers": [1, 0, 1], "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+    },
     "starcoder2": {**_NO_HEAD_DIM, **_WINDOW, "tie_word_embeddings": False},
 }
 ENCODERS = ("esm", "eurobert")

@@ -152,6 +152,20 @@ def make(model_type: str, dtype: torch.dtype = torch.float32, **shape) -> PreTra
     return model
 
 
+OLD_NAMES = {
+    "LayerNorm.gamma": "LayerNorm.weight",
+    "LayerNorm.beta": "LayerNorm.bias",
+    "encoder.layer.*.attention.self.rotary_embeddings": "rotary_embeddings",
+}
+
+
+def new_name(name: str) -> str:
+    """Of a tensor of ESM, which Transformers writes under old names and reads under both."""
+    for old, new in OLD_NAMES.items():
+        name = name.replace(old, new)
+    return name
+
+
 def auto_class(model_type: str) -> type:
     """What loads a model of this family."""
     return AutoModelForMaskedLM if model_type in ENCODERS else AutoModelForCausalLM

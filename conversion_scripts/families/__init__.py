@@ -187,7 +187,9 @@ class Family:
         return source_config
 
     def knows(self, source_name: str) -> bool:
-        return "*" not in source_name and LAYER.sub("*", source_name, count=1) in self.weights
+        pattern = LAYER.sub("*", source_name, count=1)
+        # Of ESM, Transformers writes a buffer under a name with an asterisk in it.
+        return pattern in self.weights and not ("*" in source_name and self.weights[pattern].targets)
 
     def sources_of(self, target: str) -> list[str]:
         """The names that a source tensor outside of the layers, which becomes this one, may have."""

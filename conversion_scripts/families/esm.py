@@ -11,7 +11,8 @@ from .rules import LEFT_BEHIND, Computed, from_config, renamed, rope_of, without
 MODEL_TYPE = "esm"
 
 FREQUENCIES = "esm.rotary_embeddings.inv_freq"
-OLD_FREQUENCIES = "esm.encoder.layer.{}.attention.self.rotary_embeddings.inv_freq"  # of each layer
+# Published ones have one in each layer; Transformers 5 writes one, with "*" for the number.
+OLD_FREQUENCIES = "esm.encoder.layer.{}.attention.self.rotary_embeddings.inv_freq"
 
 _LAYER = {
     "attention.LayerNorm": "input_layernorm",
@@ -23,6 +24,7 @@ _LAYER = {
     "intermediate.dense": "mlp.up_proj",
     "output.dense": "mlp.down_proj",
 }
+_OLD_KINDS = {"weight": "gamma", "bias": "beta"}  # so Transformers saves modules that are named LayerNorm
 _UNSAID = "attention_dropout head_dim hidden_act num_key_value_heads rms_norm_eps rope_parameters".split()
 _MODULES = {
     **{f"esm.encoder.layer.*.{source}": f"model.layers.*.{target}" for source, target in _LAYER.items()},
@@ -60,7 +62,8 @@ def read_frequencies(checkpoint: Any, config: NexusConfig) -> list[float] | None
     Those that were trained with: the published models have them rounded to float16. None where they are those that
     follow from `rope_theta`.
     """
-    name = next((name for name in (FREQUENCIES, OLD_FREQUENCIES.format(0)) if name in checkpoint.tensors), None)
+    names = (FREQUENCIES, *(OLD_FREQUENCIES.format(layer) for layer in (0, "*")))
+    name = next((name for name in names if name in checkpoint.tensors), None)
     if name is None:
         return None
     found = checkpoint.read(name).float()
@@ -96,7 +99,13 @@ RULES = {
                 "esm.embeddings.word_embeddings.weight": "model.embed_tokens.weight",
                 "lm_head.decoder.weight": "lm_head.weight",
                 "lm_head.bias": "lm_head.bias",
-                **{f"{name}.{kind}": f"{to}.{kind}" for name, to in _MODULES.items() for kind in ("weight", "bias")},
+                **{f"{name}.{kind}": f"{to}.{kind}" for name, to in _MODULES.items() for kind in _OLD_KINDS},
+                **{
+                    f"{name}.{old}": f"{to}.{kind}"
+                    for name, to in _MODULES.items()
+                    for kind, old in _OLD_KINDS.items()
+                    if name.endswith(".LayerNorm")
+                },
             }
         ),
         FREQUENCIES: from_config(written_frequencies),

@@ -25,6 +25,7 @@ def published(tmp_path_factory):
     model = checkpoints.make("esm", **checkpoints.SHAPES["esm"] | ids | {"vocab_size": len(VOCABULARY)})
     model.save_pretrained(folder)
     weights = load_file(folder / "model.safetensors")
+    weights = {checkpoints.new_name(name): tensor for name, tensor in weights.items()}
     rounded = weights.pop(FREQUENCIES).half().float()
     for layer in range(model.config.num_hidden_layers):
         weights[f"esm.encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq"] = rounded.clone()

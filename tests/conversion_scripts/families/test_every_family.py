@@ -26,7 +26,8 @@ VARIANTS = {
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    found = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return {checkpoints.new_name(name): tensor for name, tensor in found.items()}
 
 
 def function_fields(folder: Path) -> dict:

@@ -1,5 +1,5 @@
 # Copyright 2026 The Nexus Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Configuration of Nexus models: a Llama-style decoder whose queries and keys are themselves attention outputs."""
+"""Configuration of Nexus models: a Llama-style decoder or encoder, whose queries and keys are attention outputs."""
 
 import transformers
 
@@ -106,8 +106,9 @@ class NexusConfig(PreTrainedConfig):
             a constant per token in time and cache, whatever the length. In layers with a `sliding_window` the smaller
             of the two holds. By default inner levels see as far as the layer does, as in the paper.
         is_causal (`bool`, defaults to `True`):
-            A token sees those before it. If off, all levels see the tokens on both sides, as in EuroBERT: an encoder,
-            without a cache. Then a window of w is Transformers' two-sided one, w tokens on each side.
+            A token sees itself and those before it. If off, it sees those on both sides, at every level, as in
+            EuroBERT: an encoder, without a cache. Then `sliding_window` and `inner_window` mean what Transformers means
+            by a two-sided window: token i sees token j if |i - j| <= window, so up to 2 * window + 1 tokens.
         vocab_size (`int`, defaults to 49152): Rows of the embedding, and logits per token.
         hidden_size (`int`, defaults to 576): Width of the residual stream.
         intermediate_size (`int`, defaults to 1536): Width inside the feed-forward block.
@@ -164,8 +165,9 @@ class NexusConfig(PreTrainedConfig):
         mlp_bias (`bool`, defaults to `False`): Biases in the feed-forward block.
         classifier_dropout (`float`, defaults to 0.1): Dropout before the token-classification head while training.
         classifier_pooling (`str`, *optional*):
-            What the sequence-classification head reads: `"last"`, the last token that is not padding, `"first"` or
-            `"mean"`. By default `"last"`, in encoders `"mean"`.
+            What the sequence-classification head reads: `"last"`, the last token that is not padding, `"bos"`, the
+            first, or `"mean"` of all. By default `"last"`, in encoders `"mean"`. (What EuroBERT calls `"late"`, the
+            mean of the logits, is the same where the head is linear.)
 
     Raises:
         `StrictDataclassError` (of huggingface_hub): a value that no Nexus model can have, or of the wrong type; the
@@ -256,8 +258,6 @@ class NexusConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        if self.classifier_pooling is None:
-            self.classifier_pooling = "last" if self.is_causal else "mean"
         if self.attention_out_bias is None:
             self.attention_out_bias = self.attention_bias
         if self.sliding_rope_parameters is not None:
@@ -379,8 +379,8 @@ class NexusConfig(PreTrainedConfig):
             raise ValueError(
                 f"sliding_layers={self.sliding_layers}: needs sliding_window, and layers of 0 to {self.num_layers - 1}."
             )
-        if self.classifier_pooling not in ("last", "first", "mean"):
-            raise ValueError(f"classifier_pooling={self.classifier_pooling!r}: choose 'last', 'first' or 'mean'.")
+        if self.classifier_pooling not in (None, "last", "bos", "mean"):
+            raise ValueError(f"classifier_pooling={self.classifier_pooling!r}: choose 'last', 'bos' or 'mean'.")
         self.check_positions()
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; choose one of {', '.join(ACT2FN)}.")

@@ -1,6 +1,6 @@
 # Copyright 2026 The Nexus Transformers authors. Licensed under the Apache License, Version 2.0.
 """
-Nexus: a decoder-only language model with nested ("higher-order") attention, after arXiv 2512.03377.
+Nexus: a language model with nested ("higher-order") attention, after arXiv 2512.03377. A decoder, or an encoder.
 
 In standard attention the query and key of a token are a linear map of that token alone. In Nexus they come from what an
 *inner* attention gathered for that token, recursively. Order m = 1 is standard attention; m has m - 1 inner levels. By
@@ -13,7 +13,8 @@ default all levels use the same weights ("shared", the paper's Eq. 12):
 `NexusSharedAttention.forward` is this loop. `NexusSeparateAttention` has inner attentions with weights of their own
 (Table 2), `NexusSelfAttention` has no weights at all in them (Eq. 7 to 9). Everything else here is a decoder in the
 manner of Llama, with the switches that make it a Mistral, Qwen2, Qwen3, Phi-3, OLMo 2 or GPT-NeoX:
-- causal attention with grouped keys/values, rotary positions on the queries and keys of every level
+- causal attention (or, with `is_causal=False`, attention to both sides) with grouped keys/values, rotary positions on
+  the queries and keys of every level
 - inner scale: each inner output is brought to the RMS of what it replaces
 - inner gate (optional): one scalar per layer, level and branch moves from the unrefined (0) to the refined (1)
 
@@ -875,8 +876,8 @@ class NexusForMaskedLM(NexusPreTrainedModel):
         )
 
 
-# The heads below are Transformers' own, forward passes included. Only their constructors are not used: they build the
-# decoder through AutoModel, which does not know remote code.
+# The heads below are Transformers' own, forward passes included, but for what stands for a sequence. Their constructors
+# are not used: they build the decoder through AutoModel, which does not know remote code.
 
 
 class NexusForSequenceClassification(GenericForSequenceClassification, NexusPreTrainedModel):
@@ -891,19 +892,31 @@ class NexusForSequenceClassification(GenericForSequenceClassification, NexusPreT
 
     @can_return_tuple
     def forward(
-        self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, labels=None, **kwargs
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutputWithPast:
-        """Transformers' own reads the last token."""
-        kwargs |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
-        if self.config.classifier_pooling == "last":
+        kwargs |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache}
+        kwargs[CACHE] = one_of(cache, past_key_values)
+        pooling = self.config.classifier_pooling or ("last" if self.config.is_causal else "mean")
+        if pooling == "last":  # as Transformers' own always does
             return super().forward(input_ids, attention_mask, labels=labels, **kwargs)
         outputs = self.model(input_ids, attention_mask, **kwargs)
         hidden_states = outputs.last_hidden_state
-        weights = hidden_states.new_ones(hidden_states.shape[:2]) if attention_mask is None else attention_mask
-        if self.config.classifier_pooling == "first":
-            weights = weights * (weights.cumsum(-1) == 1)
-        weights = (weights / weights.sum(-1, keepdim=True)).to(hidden_states.dtype)
-        logits = self.score((weights[:, None] @ hidden_states)[:, 0])
+        tokens = hidden_states.new_ones(hidden_states.shape[:2]) if attention_mask is None else attention_mask
+        if tokens.shape != hidden_states.shape[:2]:
+            raise ValueError(f"classifier_pooling={pooling!r} needs an attention_mask of (B, T), which tells padding.")
+        if pooling == "bos":
+            tokens = tokens * (tokens.cumsum(-1) == 1)
+        pooled = (hidden_states * tokens[..., None]).sum(1) / tokens.sum(1, keepdim=True)
+        logits = self.score(pooled.to(hidden_states.dtype))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)

@@ -11,6 +11,7 @@ Works on a `NexusConfig` and on a `LlamaConfig`. B batch, T new tokens, P tokens
 """
 
 import math
+from functools import partial
 
 from transformers import PreTrainedConfig
 
@@ -77,11 +78,9 @@ def flops(
             pass, where the other two make them again.
     """
     config = nexus_config(config)
-    kind = attention if config.is_causal else "all"  # an encoder's tokens see both sides
+    pairs_of = partial(pairs, length, past) if config.is_causal else partial(pairs_both_sides, length)
     products = sum(
-        call.num_query_heads * pairs(length, past, kind, call.window)
-        for layer in config.attention_calls()
-        for call in layer
+        call.num_query_heads * pairs_of(attention, call.window) for layer in config.attention_calls() for call in layer
     )
     scores = 2 * batch * config.head_dim * products  # one of attention's two products
     used = weights(config)
@@ -129,6 +128,13 @@ def pairs(length: int, past: int, attention: str, window: int | None = None) -> 
     return sum(min(block, length - i * block) * keys[i] for i in range(len(ends)))
 
 
+def pairs_both_sides(length: int, attention: str, window: int | None = None) -> int:
+    """The same for an encoder. What "causal" leaves out there is what lies outside the window, on either side."""
+    if attention != "causal" or window is None or window >= length:
+        return length**2
+    return length * (2 * window + 1) - window * (window + 1)
+
+
 def bytes_read(config: PreTrainedConfig, batch: int, attended: int, itemsize: int) -> dict[str, int]:
     """
     Bytes that one decoding step must read, one new token per sequence, by part and in "total".
@@ -153,11 +159,14 @@ def bytes_read(config: PreTrainedConfig, batch: int, attended: int, itemsize: in
 
 
 def cache_bytes(config: PreTrainedConfig, batch: int, length: int, itemsize: int) -> int:
-    """Bytes of keys and values kept for `length` tokens of `batch` sequences, in caches that can keep keys alone."""
+    """
+    Bytes of keys and values kept for `length` tokens of `batch` sequences, in caches that can keep keys alone. Encoders
+    have no cache.
+    """
     config = nexus_config(config)
-    numbers = 0
     if not config.is_causal:
         return 0
+    numbers = 0
     for call in (call for layer in config.attention_calls() for call in layer):
         kept = length if call.window is None else min(length, config.sliding_window - 1)
         numbers += len(call.stores) * call.num_key_value_heads * kept

@@ -47,9 +47,9 @@ def inspect(
         gates: set all gates to this value first, in memory only.
         revision: branch, tag or commit, for a Hub id.
 
-    Returns: page and files (where they are), model, tokens, prompt_tokens, inner_attention, refined branches, orders,
-        heads, gates, change (per layer and head), the most changed heads, the paths with the largest gains (in all, and
-        of the last token), and notes.
+    Returns: page and files (where they are), model, tokens, prompt_tokens, inner_attention, refined branches,
+        both_sides (tokens see those after them too), orders, heads, gates, change (per layer and head), the most
+        changed heads, the paths with the largest gains (in all, and of the last token), and notes.
 
     Raises:
         `InspectionError`: the prompt is no good, or the page would be too large.
@@ -76,6 +76,7 @@ def inspect(
         "gates_open_in_the_model": None if gates is None else sum(value != 0 for value in own.values()),
         "inner_attention": loaded.config.inner_attention,
         "refined": [branch for branch in BRANCHES if getattr(loaded.config, f"refine_{branch}")],
+        "both_sides": not loaded.config.is_causal,
     }
     notes = []
     try:

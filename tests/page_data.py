@@ -23,7 +23,7 @@ def data_of(page):
     data["paths"] = json.loads(paths)
     planes = np.frombuffer(maps, np.uint8).reshape(2, -1)
     size = len(data["tokens"])
-    rows, columns = np.tril_indices(size)
+    rows, columns = np.tril_indices(size, size if data["both_sides"] else 0)
     layers = []
     for maps in data["maps"]:
         before, found = {}, np.zeros((len(maps), data["heads"], size, size))
@@ -37,9 +37,9 @@ def data_of(page):
     return data, layers
 
 
-def attentions_of(folder, ids, gates=None):
+def attentions_of(folder, ids, gates=None, model_class=NexusForCausalLM):
     """As Transformers records them, one per call, in the order of the calls; grouped by layer, a row per query head."""
-    model = NexusForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    model = model_class.from_pretrained(folder, attn_implementation="eager").eval()
     if gates is not None:
         for gate in model.gates().values():
             gate.data.fill_(gates)

@@ -43,6 +43,11 @@ def passages(texts: list[list[int]], vocab_size: int, count: int, length: int) -
     return batches
 
 
+def masked(ids: list[int], mask: int) -> list[int]:
+    """Every seventh token masked, as an encoder is asked for it."""
+    return [mask if place % 7 == 3 else token for place, token in enumerate(ids)]
+
+
 def tokens(tokenizer, text: str, vocab_size: int) -> list[int]:
     """Empty if the tokenizer cannot, or makes tokens that the model has not."""
     try:

@@ -5,7 +5,8 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const TOKENS = data.tokens.length;
 const LAYERS = data.orders.length;
-const CELLS = (TOKENS * (TOKENS + 1)) / 2; // of one map: rows 0, 1, ... up to the diagonal
+// Of one map: rows 0, 1, ... up to the diagonal; whole rows where tokens see both sides
+const CELLS = data.both_sides ? TOKENS * TOKENS : (TOKENS * (TOKENS + 1)) / 2;
 const STEPS = 1000; // weights are whole numbers of 1/1000
 let allCells = 0;
 // [layer][map]; an inner level may serve one branch only, and its map may have fewer heads than the layer
@@ -53,10 +54,16 @@ function headIn(layer, map, head) {
   return Math.floor((head * mapsOf[layer][map].heads) / data.heads);
 }
 
+/** Whether token i cannot see token j. */
+function comesLater(i, j) {
+  return j > i && !data.both_sides;
+}
+
 /** How much token i attends to token j. */
 function weight(layer, map, head, i, j) {
-  if (j > i) return 0;
-  return cells[mapsOf[layer][map].start + headIn(layer, map, head) * CELLS + (i * (i + 1)) / 2 + j] / STEPS;
+  if (comesLater(i, j)) return 0;
+  const row = data.both_sides ? i * TOKENS : (i * (i + 1)) / 2;
+  return cells[mapsOf[layer][map].start + headIn(layer, map, head) * CELLS + row + j] / STEPS;
 }
 
 /** What refining adds to the attention that a token gets. */

@@ -93,7 +93,7 @@ function showReadout(i, j) {
   readout.replaceChildren();
   if (i === null || j === null) return;
   readout.append(named(i), " → ", named(j));
-  if (j > i) {
+  if (comesLater(i, j)) {
     readout.append(": comes later");
     return;
   }

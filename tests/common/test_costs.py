@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from common import costs
-from nexus_transformers import NexusConfig, NexusForCausalLM
+from nexus_transformers import NexusConfig, NexusForCausalLM, NexusForMaskedLM
 from nexus_transformers.inputs_nexus import block_size
 from nexus_transformers.modeling_nexus import NexusAttentionCall
 
@@ -69,6 +69,20 @@ def counted(run) -> int:
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, LENGTH - 1, LENGTH])
+def test_an_encoder_computes_what_lies_on_both_sides(window):
+    fields = SHAPE | {"num_layers": 3, "is_causal": False, "attention_order": [3, 2, 1], "attn_implementation": "eager"}
+    model = NexusForMaskedLM(NexusConfig(**fields))
+    expected = costs.flops(model.config, BATCH, LENGTH, attention="all")
+    assert counted(lambda: model(token_ids())) == expected["total"]
+    expected = costs.flops(model.config, BATCH, LENGTH, attention="all", training=True)
+    assert counted(lambda: model(token_ids(), labels=token_ids()).loss.backward()) == expected["total"]
+    near = (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)).abs() <= (LENGTH if window is None else window)
+    assert costs.pairs_both_sides(LENGTH, "causal", window) == near.sum()
+    assert costs.pairs_both_sides(LENGTH, "cpu", window) == LENGTH**2
+    assert costs.cache_bytes(model.config, BATCH, LENGTH, 4) == 0
 
 
 @each_variant

@@ -67,8 +67,12 @@ SHAPES = {  # model_type -> a shape that uses what sets the family apart; biases
     "seed_oss": {**SHAPE, "attention_out_bias": True, "mlp_bias": True},
     "stablelm": {**_NO_HEAD_DIM, **_HALF_ROTARY, "partial_rotary_factor": 0.5, "use_qkv_bias": True},
     "eurobert": {**SHAPE, "attention_bias": True},
-    "gemma": {**SHAPE, "attention_bias": True},
-    "gemma3_text": {**SHAPE, **_SOME_WINDOWED_WITH_ROPE, "query_pre_attn_scalar": 24, "attention_bias": True},
+    "gemma": {**SHAPE, "attention_bias": True, "tie_word_embeddings": False},
+    "gemma3_text": {
+        **SHAPE,
+        **_SOME_WINDOWED_WITH_ROPE,
+        **{"query_pre_attn_scalar": 24, "attention_bias": True, "tie_word_embeddings": False},
+    },
     "glm4": {**SHAPE, **_HALF_ROTARY, "partial_rotary_factor": 0.5, "attention_bias": True},
     "granite": {
         **_NO_HEAD_DIM,
@@ -76,7 +80,10 @@ SHAPES = {  # model_type -> a shape that uses what sets the family apart; biases
         **{"attention_multiplier": 0.1, "attention_bias": True, "mlp_bias": True},
     },
     "olmo3": {**_NO_HEAD_DIM, **_SOME_WINDOWED_WITH_ROPE, "attention_bias": True},
-    "smollm3": {**_NO_HEAD_DIM, "no_rope_layers": [1, 0, 1], "attention_bias": True, "mlp_bias": True},
+    "smollm3": {
+        **_NO_HEAD_DIM,
+        **{"no_rope_layers": [1, 0, 1], "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+    },
     "starcoder2": {**_NO_HEAD_DIM, **_WINDOW, "tie_word_embeddings": False},
 }
 ENCODERS = ("eurobert",)
@@ -154,8 +161,9 @@ def llama(folder: Path, dtype: torch.dtype = torch.float32, max_shard_size: str 
 
 
 def write(model: PreTrainedModel, folder: Path, max_shard_size: str) -> Path:
-    model.generation_config.temperature = 0.7
-    model.generation_config.do_sample = True
+    if model.can_generate():
+        model.generation_config.temperature = 0.7
+        model.generation_config.do_sample = True
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer().save_pretrained(folder)
     return folder

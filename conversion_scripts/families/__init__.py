@@ -217,6 +217,11 @@ def check_padding(config: PreTrainedConfig) -> None:
 def ropes(parameters: Any) -> dict[str, Any]:
     """The rotary settings of each kind of layer; of all, where it is one."""
     if isinstance(parameters, dict) and "full_attention" in parameters:
+        if other := [name for name in parameters if not name.endswith("_attention")]:
+            raise ConversionError(
+                f"config.json: rope_parameters has {', '.join(other)} for all layers beside settings for each kind of "
+                "layer, and Transformers reads these alone; say it for each kind."
+            )
         return parameters
     return {"full_attention": parameters}
 

@@ -27,9 +27,7 @@ def _write(config: NexusConfig) -> dict[str, Any]:
 RULES = {
     "models": "SmolLM3",
     "config": {**CONFIG, "attention_bias": "attention_bias", "mlp_bias": "mlp_bias"},
-    "computed": Computed(
-        LAYER_TYPES.fields | {"no_rope_layers", "no_rope_layer_interval", "use_sliding_window"}, _read, _write
-    ),
-    "ignored": frozenset({"max_window_layers", "pretraining_tp"}),
+    "computed": Computed(LAYER_TYPES.fields | {"no_rope_layers", "use_sliding_window"}, _read, _write),
+    "ignored": frozenset({"max_window_layers", "no_rope_layer_interval", "pretraining_tp"}),
     "weights": LLAMA["weights"],
 }

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMaskedLM
 
 import checkpoints
-from nexus_transformers import NexusForCausalLM
+from nexus_transformers import NexusForCausalLM, modeling_nexus
 from nexus_transformers.conversion_scripts.families import FAMILIES, METADATA_FIELDS
 from nexus_transformers.conversion_scripts.verification.verify import ROUNDING
 
@@ -42,6 +42,8 @@ def test_there_and_back(model_type, variant, tmp_path, nexus):
     changes = dict(VARIANTS[variant])
     if model_type == "phi3":
         changes.pop("rope_parameters", None)  # it knows LongRoPE only
+    if model_type in ("gemma3_text", "olmo3") and "rope_parameters" in changes:
+        changes["rope_parameters"] = {"full_attention": YARN}
     checkpoints.save(model_type, source, **changes)
     rounds = FAMILIES[model_type].rounds
     options = ["--order", "1,3,2", "--max-shard-size", "60KB"]
@@ -55,8 +57,10 @@ def test_there_and_back(model_type, variant, tmp_path, nexus):
         assert min(figures["negative_controls"].values()) > 0.01
 
     ids = torch.randint(checkpoints.VOCAB_SIZE, (2, 40))
-    expected = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)(ids).logits
-    actual = NexusForCausalLM.from_pretrained(there, dtype=torch.float32)(ids).logits
+    family = FAMILIES[model_type]
+    auto_class = AutoModelForMaskedLM if family.is_encoder else AutoModelForCausalLM
+    expected = auto_class.from_pretrained(source, dtype=torch.float32)(ids).logits
+    actual = getattr(modeling_nexus, family.architecture).from_pretrained(there, dtype=torch.float32)(ids).logits
     assert (actual - expected).abs().max() <= (ROUNDING * expected.abs().max() if rounds else 0.0)
 
     status, output, errors = nexus("convert", there, back, "--to-source", "--json", "--no-verify")
@@ -67,13 +71,15 @@ def test_there_and_back(model_type, variant, tmp_path, nexus):
         assert returned[name].dtype == tensor.dtype
         assert torch.equal(returned[name], tensor)
     assert function_fields(back) == function_fields(source)
-    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
+    files = ["tokenizer.json", "chat_template.jinja", *([] if family.is_encoder else ["generation_config.json"])]
+    for name in files:
         assert (back / name).read_bytes() == (source / name).read_bytes()
 
 
 @pytest.mark.parametrize(
     ("model_type", "family", "options"),
     [
+        ("gemma3", "gemma3_text", {"tie_word_embeddings": True}),
         ("mistral3", "mistral", {"tie_word_embeddings": False}),
         ("qwen2_5_vl", "qwen2", {"tie_word_embeddings": True}),
         ("qwen3_vl", "qwen3", {"dtype": torch.bfloat16, "max_shard_size": "40KB"}),

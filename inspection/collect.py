@@ -23,21 +23,23 @@ class Maps:
     """
     The attention maps of one call, see `Call` for `level` and `branch`.
 
-    cells: (heads, T (T + 1) / 2) uint16, the weights as `kept`: rows 0, 1, ... up to the diagonal; of encoders, whose
-        tokens see `both_sides`, whole rows, (heads, T T).
+    cells: (heads, T (T + 1) / 2) uint16, the weights as `kept`: rows 0, 1, ... up to the diagonal. Of an encoder, whose
+        tokens look at later ones too, (heads, T * T): whole rows.
     """
 
     level: int
     branch: str | None
     cells: np.ndarray
-    both_sides: bool = False
+    causal: bool = True
 
     def weights(self, head: int, heads: int) -> np.ndarray:
         """(T, T), of one of the layer's `heads` query heads. In "self" several of them share a head of the keys."""
         packed = self.cells[head * len(self.cells) // heads]
-        size = int(((1 if self.both_sides else 2) * len(packed)) ** 0.5)
+        if not self.causal:
+            return packed.reshape(int(len(packed) ** 0.5), -1) / np.float32(STEPS)
+        size = int((2 * len(packed)) ** 0.5)
         weights = np.zeros((size, size), np.float32)
-        weights[np.tril_indices(size, size if self.both_sides else 0)] = packed / np.float32(STEPS)
+        weights[np.tril_indices(size)] = packed / np.float32(STEPS)
         return weights
 
 
@@ -125,12 +127,13 @@ def view_of(layer: LayerPass) -> LayerView:
     first, last = layer.calls[0].weights, layer.calls[-1].weights
     change = (last - first).abs().sum(-1).mean(-1) / 2
     paths = PathFinder(layer).paths() if change.max() > 0 else [[] for _ in change]
-    both_sides, size = not layer.attention.config.is_causal, len(last[0])
-    rows, columns = torch.tril_indices(size, size, size if both_sides else 0)
+    causal = layer.attention.config.is_causal
+    shown = torch.ones(last.shape[-2:], dtype=torch.bool)
+    shown = shown.tril() if causal else shown
     maps = []
     for call in layer.calls:
-        cells = kept(call.weights[:, rows, columns]).to(torch.int16).numpy().view(np.uint16)
-        maps.append(Maps(call.level, call.branch, cells, both_sides))
+        cells = kept(call.weights[:, shown]).to(torch.int16).numpy().view(np.uint16)
+        maps.append(Maps(call.level, call.branch, cells, causal))
     return LayerView(maps, change.tolist(), paths)
 
 
@@ -148,8 +151,9 @@ def check_size(config: NexusConfig, tokens: int) -> None:
     for calls in config.attention_calls():
         maps += sum(call.num_query_heads for call in calls)
         maps += config.num_attention_heads if branch_of(calls[0]) else 0  # with nothing refined
-    if maps * (tokens * (tokens + 1) // 2 if config.is_causal else tokens**2) > MAX_CELLS:
-        fit = int((2 * MAX_CELLS / maps) ** 0.5) - 1 if config.is_causal else int((MAX_CELLS / maps) ** 0.5)
+    cells = tokens * (tokens + 1) // 2 if config.is_causal else tokens * tokens
+    if maps * cells > MAX_CELLS:
+        fit = int(((2 if config.is_causal else 1) * MAX_CELLS / maps) ** 0.5) - config.is_causal
         raise InspectionError(
             f"The page would be too large for a browser: {maps} maps of {tokens} tokens each are more than "
             f"{MAX_CELLS // 1_000_000} million weights. Of this model it can show {fit} tokens; shorten the prompt."

@@ -1,8 +1,10 @@
 """Encoders, whose tokens see both sides: against the definition, with padding anywhere, their heads and tools."""
 
-import json
+import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from transformers import (
 )
 
 import checkpoints
+import nexus_transformers
 import reference
 from nexus_transformers import (
     NexusConfig,
@@ -75,8 +78,6 @@ def test_an_encoder_computes_the_definition(form, backend):
     tokens = inputs["attention_mask"].bool()
     expected = reference.logits(model.state_dict(), model.config, **inputs)
     assert_close(model(**inputs).logits[tokens], expected[tokens])
-    whole = inputs["input_ids"][:1]  # without padding the mask is None, and `is_causal` alone says what is seen
-    assert_close(model(whole).logits, expected[:1])
 
 
 @each_form
@@ -128,36 +129,6 @@ def test_a_window_is_two_sided(backend):
     assert (build(sliding_window=4)(ids).logits - whole(ids, near).logits).abs().max() > 1e-3
 
 
-def test_attention_functions_are_told_of_both_sides():
-    """As FlashAttention needs it: its mask is None, and `window - 1` keys on each side are what it looks at."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    seen = []
-
-    def recorder(module, query, key, value, attention_mask, sliding_window=None, **kwargs):
-        seen.append((module.is_causal, sliding_window, attention_mask))
-        return query.transpose(1, 2), None
-
-    AttentionInterface.register("recording_both_sides", recorder)
-    AttentionMaskInterface.register("recording_both_sides", lambda *_, **__: None)
-    model = build(attention_order=[2, 1], sliding_window=5, sliding_layers=[1], inner_window=3)
-    model.set_attn_implementation("recording_both_sides")
-    model(padded()["input_ids"])
-    assert seen == [(False, 4, None), (False, None, None), (False, 6, None)]
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_flex_attention_agrees():
-    """A length at which PyTorch's own kernel is right on every CPU, see test_attention_backends.py."""
-    model = build(attention_order=2, inner_window=7)
-    ids, mask = torch.randint(1, 64, (2, 64)), torch.ones(2, 64, dtype=torch.long)
-    mask[0, :11] = mask[1, 30:40] = 0
-    expected = model(ids, mask).logits[mask.bool()]
-    model.set_attn_implementation("flex_attention")
-    assert_close(model(ids, mask).logits[mask.bool()], expected, 2e-4)
-
-
 @torch.no_grad()
 def test_inner_levels_cut_a_ready_mask_to_their_window():
     model, inputs = build(attention_order=2, inner_window=2), padded()
@@ -176,19 +147,6 @@ def test_there_is_no_cache():
         model.model(ids, cache=DynamicCache())
 
 
-@torch.no_grad()
-def test_a_decoder_can_be_read_as_an_encoder(tmp_path):
-    """To go on training it with masked tokens. The head may be tied."""
-    torch.manual_seed(0)
-    NexusForCausalLM(NexusConfig(**SHAPE | {"tie_word_embeddings": True})).save_pretrained(tmp_path)
-    model = NexusForMaskedLM.from_pretrained(tmp_path, is_causal=False)
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    inputs = padded()
-    tokens = inputs["attention_mask"].bool()
-    weights = {"lm_head.weight": model.lm_head.weight} | model.state_dict()
-    assert_close(model(**inputs).logits[tokens], reference.logits(weights, model.config, **inputs)[tokens])
-
-
 def test_a_class_of_the_other_kind_is_refused():
     encoder = build().config
     with pytest.raises(ValueError, match=r"NexusForCausalLM needs a causal model.*use NexusForMaskedLM"):
@@ -197,6 +155,69 @@ def test_a_class_of_the_other_kind_is_refused():
         AutoModelForCausalLM.from_config(encoder)
     with pytest.raises(ValueError, match="set is_causal=False"):
         NexusForMaskedLM(NexusConfig(**SHAPE))
+
+
+@pytest.mark.parametrize(
+    "wrong, reason",
+    [
+        ({"is_causal": True, "lm_head_transform": True}, "lm_head_transform=True: only encoders have it"),
+        ({"is_causal": True, "token_dropout": True, "mask_token_id": 3}, "token_dropout=True: only encoders have it"),
+        ({"token_dropout": True}, "needs mask_token_id"),
+        ({"rope_frequencies": [1.0]}, "rope_frequencies has 1 numbers: must be 4"),
+        ({"rope_frequencies": [1.0, 0.5, 0.2, float("nan")]}, "must be 4, finite"),
+        (
+            {"rope_frequencies": [1.0] * 4, "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            "rope_type='default'",
+        ),
+    ],
+    ids=str,
+)
+def test_what_no_encoder_has_is_refused(wrong, reason):
+    with pytest.raises(StrictDataclassError, match=reason):
+        NexusConfig(**SHAPE | {"is_causal": False} | wrong)
+
+
+@torch.no_grad()
+def test_every_attention_call_is_told_that_it_is_not_causal():
+    """Without padding there is no mask: then it is all that a backend goes by."""
+    for form in FORMS.values():
+        calls = [module for module in build(**form).modules() if hasattr(module, "num_key_value_groups")]
+        assert calls and all(call.is_causal is False for call in calls)
+    model, ids = build(attention_order=2), padded()["input_ids"]
+    expected = reference.logits(model.state_dict(), model.config, ids)
+    for backend in ("eager", "sdpa"):
+        model.set_attn_implementation(backend)
+        assert_close(model(ids).logits, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("inner_attention", ["shared", "separate", "self"])
+def test_attention_functions_get_windows_in_flash_attention_s_meaning(inner_attention):
+    """Transformers hands it w - 1 tokens on each side, as of a causal window, whatever the model."""
+    fields = {"sliding_window": 5, "sliding_layers": [0], "inner_window": 2, "attention_order": 2}
+    model = build(inner_attention=inner_attention, **fields)
+    sizes = {
+        name.split(".")[-1]: module.sliding_window
+        for name, module in model.model.layers[0].named_modules()
+        if hasattr(module, "num_key_value_groups")
+    }
+    assert sizes.pop("outer") == 5 + 1 and set(sizes.values()) == {2 + 1}
+
+
+@torch.no_grad()
+def test_token_dropout_counts_the_masked_among_the_tokens():
+    """Not among the padding; and without masked tokens embeddings are smaller, as if there had been some."""
+    model = build(token_dropout=True, mask_token_id=3).model
+    ids = torch.tensor([[3, 5, 6, 7, 0, 0, 0, 0], [5, 6, 7, 8, 9, 5, 6, 7]])
+    seen = {}
+    model.layers[0].register_forward_pre_hook(lambda _, args: seen.update(embeddings=args[0]))
+    model(ids, attention_mask=(ids != 0).long())
+    plain = model.embed_tokens(ids)
+    assert seen["embeddings"][0, 0].abs().max() == 0
+    assert_close(seen["embeddings"][0, 1:4], plain[0, 1:4] * 0.88 / 0.75)
+    assert_close(seen["embeddings"][1], plain[1] * 0.88)
+    model(inputs_embeds=plain)
+    assert torch.equal(seen["embeddings"], plain)
 
 
 def test_serving_engines_are_refused():
@@ -211,27 +232,22 @@ def test_serving_engines_are_refused():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("pooling", ["last", "bos", "mean"])
+@pytest.mark.parametrize("pooling", ["last", "first", "mean"])
 def test_a_classifier_reads_what_it_says_whatever_the_padding(pooling):
     model = build(NexusForSequenceClassification, classifier_pooling=pooling, num_labels=3)
     inputs = padded()
     states = model.model(**inputs).last_hidden_state
     for row, (state, mask) in enumerate(zip(states, inputs["attention_mask"].bool(), strict=True)):
         tokens = state[mask]
-        read = {"last": tokens[-1], "bos": tokens[0], "mean": tokens.mean(0)}[pooling]
+        read = {"last": tokens[-1], "first": tokens[0], "mean": tokens.mean(0)}[pooling]
         assert_close(model(**inputs).logits[row], model.score(read))
 
 
 def test_a_classifier_reads_the_mean_of_an_encoder_and_the_last_token_of_a_decoder():
-    ids = padded()["input_ids"][:1]
-    for is_causal, place in ((False, slice(None)), (True, slice(-1, None))):
-        model = build(NexusForSequenceClassification, is_causal=is_causal)
-        read = model.model(ids).last_hidden_state[:, place].mean(1)
-        assert_close(model(ids).logits, model.score(read))
+    assert build(NexusForSequenceClassification).config.classifier_pooling == "mean"
+    assert NexusConfig(**SHAPE).classifier_pooling == "last"
     with pytest.raises(StrictDataclassError, match="classifier_pooling='cls'"):
         NexusConfig(**SHAPE, classifier_pooling="cls")
-    with pytest.raises(ValueError, match=r"needs an attention_mask of \(B, T\)"):
-        build(NexusForSequenceClassification)(ids, torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([0, 1, 2, 0, 1]), torch.randn(5, 3)], ids=["one", "several"])
@@ -257,9 +273,9 @@ def test_tokens_and_answers():
 def folder(tmp_path_factory):
     """A converted EuroBERT with a tokenizer that has a mask."""
     path = tmp_path_factory.mktemp("encoder")
+    source = checkpoints.make("eurobert", **checkpoints.SHAPES["eurobert"])
     tokenizer = checkpoints.tokenizer()
     tokenizer.add_special_tokens({"mask_token": "<|endoftext|>"})
-    source = checkpoints.make("eurobert", **checkpoints.SHAPES["eurobert"], mask_token_id=tokenizer.mask_token_id)
     source.save_pretrained(path / "source")
     tokenizer.save_pretrained(path / "source")
     return path / "source"
@@ -275,10 +291,8 @@ def test_convert_verify_fill_in_and_back(folder, nexus, tmp_path):
     reference_fill = pipeline("fill-mask", str(folder))
     text = f"The class {fill.tokenizer.mask_token} is"
     assert [each["token"] for each in fill(text)] == [each["token"] for each in reference_fill(text)]
-    figures = json.loads((tmp_path / "nexus" / "conversion_report.json").read_text())["verification"]
-    # Four passages, and one with masked tokens; two of them, padded on the left, in the middle and on the right.
-    assert figures["positions"] == 5 * 256 + 3 * (256 + 128)
-    assert figures["max_abs_logit_difference"] == 0.0 and "greedy_equal" not in figures
+    status, _, errors = nexus("verify", folder, tmp_path / "nexus")
+    assert status == 0, errors
     status, _, errors = nexus("convert", tmp_path / "nexus", tmp_path / "again", "--to-source")
     assert status == 0, errors
     again, source = (AutoModelForMaskedLM.from_pretrained(path) for path in (tmp_path / "again", folder))
@@ -299,6 +313,24 @@ def test_a_stranger_loads_it_in_a_fresh_process(tmp_path):
     command = [sys.executable, "-c", script, tmp_path / "model"]
     printed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True).stdout
     assert float(printed) == pytest.approx(model(torch.arange(1, 12)[None]).logits.double().sum().item(), abs=1e-3)
+
+
+def test_the_example_learns_proteins_and_goes_on(tmp_path, monkeypatch, capsys):
+    script = Path(nexus_transformers.__file__).parent / "examples" / "proteins.py"
+
+    def run(out, *arguments):
+        monkeypatch.setattr("sys.argv", ["proteins.py", str(out), "--batch", "8", *map(str, arguments)])
+        runpy.run_path(str(script), run_name="__main__")
+        return [float(number) for number in re.search(r"(\S+) -> (\S+)\n", capsys.readouterr().out).groups()]
+
+    _, after = run(tmp_path / "one", "--steps", 40)
+    assert after > 0.04, "amino acids, not special tokens"
+    fasta = tmp_path / "few.fasta"
+    fasta.write_text(">a protein\nMKTAYIAKQR\nQISFVKSHFSRQ\n>another\nmktayiakqrqisf vkshfsrq\n" * 4)
+    run(tmp_path / "two", "--steps", 2, "--fasta", fasta, "--model", tmp_path / "one")
+    assert not NexusForMaskedLM.from_pretrained(tmp_path / "two").config.is_causal
+    read = runpy.run_path(str(script))["read_fasta"]
+    assert read(fasta) == ["MKTAYIAKQRQISFVKSHFSRQ"] * 8
 
 
 def test_trainer_with_the_collator_of_masked_language_models(tmp_path):

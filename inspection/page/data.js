@@ -5,8 +5,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const TOKENS = data.tokens.length;
 const LAYERS = data.orders.length;
-// Of one map: rows 0, 1, ... up to the diagonal; whole rows where tokens see both sides
-const CELLS = data.both_sides ? TOKENS * TOKENS : (TOKENS * (TOKENS + 1)) / 2;
+const CELLS = data.causal ? (TOKENS * (TOKENS + 1)) / 2 : TOKENS * TOKENS; // of one map: rows up to the diagonal, or whole
 const STEPS = 1000; // weights are whole numbers of 1/1000
 let allCells = 0;
 // [layer][map]; an inner level may serve one branch only, and its map may have fewer heads than the layer
@@ -54,15 +53,15 @@ function headIn(layer, map, head) {
   return Math.floor((head * mapsOf[layer][map].heads) / data.heads);
 }
 
-/** Whether token i cannot see token j. */
-function comesLater(i, j) {
-  return j > i && !data.both_sides;
+/** Whether token i may look at token j. The tokens of an encoder look at all. */
+function seen(i, j) {
+  return j <= i || !data.causal;
 }
 
 /** How much token i attends to token j. */
 function weight(layer, map, head, i, j) {
-  if (comesLater(i, j)) return 0;
-  const row = data.both_sides ? i * TOKENS : (i * (i + 1)) / 2;
+  if (!seen(i, j)) return 0;
+  const row = data.causal ? (i * (i + 1)) / 2 : i * TOKENS;
   return cells[mapsOf[layer][map].start + headIn(layer, map, head) * CELLS + row + j] / STEPS;
 }
 

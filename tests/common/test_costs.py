@@ -71,20 +71,6 @@ def counted(run) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("window", [None, 1, 5, LENGTH - 1, LENGTH])
-def test_an_encoder_computes_what_lies_on_both_sides(window):
-    fields = SHAPE | {"num_layers": 3, "is_causal": False, "attention_order": [3, 2, 1], "attn_implementation": "eager"}
-    model = NexusForMaskedLM(NexusConfig(**fields))
-    expected = costs.flops(model.config, BATCH, LENGTH, attention="all")
-    assert counted(lambda: model(token_ids())) == expected["total"]
-    expected = costs.flops(model.config, BATCH, LENGTH, attention="all", training=True)
-    assert counted(lambda: model(token_ids(), labels=token_ids()).loss.backward()) == expected["total"]
-    near = (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)).abs() <= (LENGTH if window is None else window)
-    assert costs.pairs_both_sides(LENGTH, "causal", window) == near.sum()
-    assert costs.pairs_both_sides(LENGTH, "cpu", window) == LENGTH**2
-    assert costs.cache_bytes(model.config, BATCH, LENGTH, 4) == 0
-
-
 @each_variant
 def test_forward_flops_are_those_that_pytorch_counts(changes):
     model, ids = build(changes), token_ids()
@@ -149,6 +135,31 @@ def test_a_window_counts_what_a_token_sees():
     for window in (1, 5, 32, 100):
         size = block_size(window)
         assert costs.pairs(2 * size + 1, 0, "cpu", window) == 3 * size * 2 * size, "three blocks"
+
+
+ENCODERS = {
+    "encoder": {"attention_order": [2, 1, 1]},
+    "encoder, window": {"attention_order": [2, 1, 1], "inner_window": 5},
+    "encoder, head of ESM-2": {"attention_order": 1, "lm_head_transform": True, "tie_word_embeddings": False},
+}
+
+
+@pytest.mark.parametrize("changes", ENCODERS.values(), ids=ENCODERS)
+@pytest.mark.parametrize("training", [False, True])
+def test_flops_of_an_encoder_are_those_that_pytorch_counts(changes, training):
+    config = NexusConfig(**SHAPE | changes, is_causal=False, num_layers=3, attn_implementation="eager")
+    model, ids = NexusForMaskedLM(config), token_ids()
+    expected = costs.flops(config, BATCH, LENGTH, training=training, attention="all")["total"]
+    assert counted((lambda: model(ids, labels=ids).loss.backward()) if training else (lambda: model(ids))) == expected
+    assert costs.cache_bytes(config, BATCH, LENGTH, itemsize=4) == 0
+    assert costs.parameters(config) == sum(each.numel() for each in model.parameters() if each.dim() == 2)
+
+
+def test_a_window_of_an_encoder_counts_both_sides():
+    assert costs.pairs_both_sides(6, "causal", 2) == 3 + 4 + 5 + 5 + 4 + 3
+    assert costs.pairs_both_sides(6, "causal") == costs.pairs_both_sides(6, "cpu", 2) == 36
+    config = NexusConfig(**SHAPE, num_layers=1, attention_order=2, inner_window=2, is_causal=False)
+    assert costs.flops(config, 1, 6)["attention"] == 2 * 2 * 4 * 8 * (24 + 36)
 
 
 @each_variant

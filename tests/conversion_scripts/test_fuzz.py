@@ -81,7 +81,7 @@ def make_source(folder: Path, choice: random.Random) -> str:
     """A random checkpoint that Transformers loads. Returns its family."""
     family = choice.choice(sorted(checkpoints.SHAPES))
     shape = dict(checkpoints.SHAPES[family], tie_word_embeddings=choice.random() < 0.5)
-    if family not in ("phi3", "gpt_neox"):
+    if family not in ("phi3", "gpt_neox", "esm"):
         shape["rope_parameters"] = {**shape["rope_parameters"], **choice.choice(ROPES)}
     model = checkpoints.make(family, DTYPES[choice.choice(list(DTYPES))], **shape)
     checkpoints.write(model, folder, choice.choice(["5GB", "40KB"]))

@@ -11,7 +11,7 @@ from page_data import attentions_of, data_of, unrefined_of
 
 import checkpoints
 import nexus_transformers
-from nexus_transformers import NexusConfig, NexusForCausalLM, NexusForMaskedLM, NexusForSequenceClassification
+from nexus_transformers import NexusConfig, NexusForCausalLM, NexusForSequenceClassification
 from nexus_transformers.errors import InspectionError
 from nexus_transformers.inspection import inspect
 from nexus_transformers.inspection.collect import MAX_CELLS, LayerView, Maps, check_size, collect
@@ -34,23 +34,6 @@ def test_the_page_holds_every_map_that_the_model_computes(nexus_folder, inspecte
         change = [np.abs(layer[-1] - layer[0]).sum(-1).mean(-1) / 2 for layer in expected]
         np.testing.assert_allclose(data["change"], change, atol=1e-4)
     assert max(map(max, data["change"])) > 0.05, "opened gates do something"
-
-
-def test_of_an_encoder_both_sides_are_shown(save_nexus, inspected, kept):
-    folder, ids = save_nexus(NexusForMaskedLM, is_causal=False), checkpoints.tokenizer()(PROMPT)["input_ids"]
-    result = inspected(folder)
-    data, maps = data_of(result["page"])
-    for actual, wanted in zip(maps, attentions_of(folder, ids, model_class=NexusForMaskedLM), strict=True):
-        np.testing.assert_allclose(actual, kept(wanted), atol=1e-6)
-    assert np.triu(maps[0], 1).max() > 0.05
-    assert data["both_sides"] and any(path["target"] > path["query"] for path in result["paths"])
-    cells = np.arange(9, dtype=np.uint16)[None] * 100
-    view = LayerView([Maps(1, None, cells, both_sides=True)], [0.0], [[]])
-    assert (view.maps[0].weights(0, 1) == cells.reshape(3, 3) / np.float32(1000)).all()
-    (_, pixels), *_ = maps_of_head(view, 0, 0)
-    assert (pixels[0, 2] != 255).any(), "there is no future"
-    with pytest.raises(InspectionError, match="--generate 2: a NexusForMaskedLM cannot continue a text"):
-        inspect(folder, PROMPT, generate=2)
 
 
 ARMS = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nexus_transformers import NexusConfig, NexusForCausalLM, NexusForMaskedLM
+from nexus_transformers import NexusConfig, NexusForCausalLM
 from nexus_transformers.inspection.collect import LayerPass, passes_of
 from nexus_transformers.inspection.credits import Refinement
 from nexus_transformers.inspection.paths import PathFinder
@@ -37,8 +37,6 @@ VARIANTS = {
     "partial rotary": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
     "yarn": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
     "window": {"sliding_window": 5, "sliding_layers": [0]},
-    "both sides": {"is_causal": False, "attention_order": 3},
-    "both sides, window": {"is_causal": False, "sliding_window": 2, "sliding_layers": [0]},
     "layernorm, parallel": {"norm_type": "layernorm", "parallel_residual": True, "mlp_gated": False},
     "post-norm": {"norm_position": "post"},
     "norms on both sides, 1 + w": {"norm_position": "both", "norm_type": "zero_centered_rmsnorm", "qk_norm": True},
@@ -58,8 +56,7 @@ VARIANTS = {
 def nested_layers(fields: dict) -> list[tuple[LayerPass, PathFinder]]:
     """Of a random model, run once."""
     config = NexusConfig(**SHAPE | fields)
-    model_class = NexusForCausalLM if config.is_causal else NexusForMaskedLM
-    model = model_class._from_config(config, attn_implementation="eager").eval()
+    model = NexusForCausalLM._from_config(config, attn_implementation="eager").eval()
     for name, parameter in model.named_parameters():
         if name.endswith("_norm.weight"):
             torch.nn.init.normal_(parameter, mean=1.0, std=0.2)

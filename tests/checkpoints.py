@@ -184,8 +184,9 @@ def llama(folder: Path, dtype: torch.dtype = torch.float32, max_shard_size: str 
 
 
 def write(model: PreTrainedModel, folder: Path, max_shard_size: str) -> Path:
-    model.generation_config.temperature = 0.7
-    model.generation_config.do_sample = True
+    if model.can_generate():
+        model.generation_config.temperature = 0.7
+        model.generation_config.do_sample = True
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer().save_pretrained(folder)
     return folder

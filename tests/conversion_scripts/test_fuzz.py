@@ -96,7 +96,7 @@ def make_source(folder: Path, choice: random.Random) -> str:
                 config[name] = said
     settings = some(choice, SETTINGS)
     where = choice.choice(["file", "config", "nowhere"])
-    (folder / "generation_config.json").unlink()
+    (folder / "generation_config.json").unlink(missing_ok=True)
     if where == "file":
         (folder / "generation_config.json").write_text(json.dumps(settings | {"max_length": 80}))
     config |= some(choice, INERT) | (settings if where == "config" else {})

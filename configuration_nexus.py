@@ -106,8 +106,9 @@ class NexusConfig(PreTrainedConfig):
             a constant per token in time and cache, whatever the length. In layers with a `sliding_window` the smaller
             of the two holds. By default inner levels see as far as the layer does, as in the paper.
         is_causal (`bool`, defaults to `True`):
-            A token sees those before it. If off, all levels see the tokens on both sides, as in EuroBERT: an encoder,
-            without a cache. Then a window of w is Transformers' two-sided one, w tokens on each side.
+            A token sees itself and those before it. If off, all levels see the tokens on both sides, as in EuroBERT: an
+            encoder, without a cache. Then a window of w is Transformers' two-sided one: token i sees token j if
+            |i - j| <= w, so up to 2w + 1 tokens.
         vocab_size (`int`, defaults to 49152): Rows of the embedding, and logits per token.
         hidden_size (`int`, defaults to 576): Width of the residual stream.
         intermediate_size (`int`, defaults to 1536): Width inside the feed-forward block.
@@ -272,8 +273,6 @@ class NexusConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        if self.classifier_pooling is None:
-            self.classifier_pooling = "last" if self.is_causal else "mean"
         if self.attention_out_bias is None:
             self.attention_out_bias = self.attention_bias
         if self.sliding_rope_parameters is not None:
@@ -395,7 +394,7 @@ class NexusConfig(PreTrainedConfig):
             raise ValueError(
                 f"sliding_layers={self.sliding_layers}: needs sliding_window, and layers of 0 to {self.num_layers - 1}."
             )
-        if self.classifier_pooling not in ("last", "first", "mean"):
+        if self.classifier_pooling not in (None, "last", "first", "mean"):
             raise ValueError(f"classifier_pooling={self.classifier_pooling!r}: choose 'last', 'first' or 'mean'.")
         self.check_encoder()
         self.check_positions()

@@ -909,8 +909,8 @@ class NexusForMaskedLM(NexusPreTrainedModel):
         )
 
 
-# The heads below are Transformers' own, forward passes included. Only their constructors are not used: they build the
-# decoder through AutoModel, which does not know remote code.
+# The heads below are Transformers' own, forward passes included, but for what stands for a sequence. Their constructors
+# are not used: they build the decoder through AutoModel, which does not know remote code.
 
 
 class NexusForSequenceClassification(GenericForSequenceClassification, NexusPreTrainedModel):
@@ -925,19 +925,31 @@ class NexusForSequenceClassification(GenericForSequenceClassification, NexusPreT
 
     @can_return_tuple
     def forward(
-        self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, labels=None, **kwargs
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutputWithPast:
-        """Transformers' own reads the last token."""
-        kwargs |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
-        if self.config.classifier_pooling == "last":
+        kwargs |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache}
+        kwargs[CACHE] = one_of(cache, past_key_values)
+        pooling = self.config.classifier_pooling or ("last" if self.config.is_causal else "mean")
+        if pooling == "last":  # as Transformers' own always does
             return super().forward(input_ids, attention_mask, labels=labels, **kwargs)
         outputs = self.model(input_ids, attention_mask, **kwargs)
         hidden_states = outputs.last_hidden_state
-        weights = hidden_states.new_ones(hidden_states.shape[:2]) if attention_mask is None else attention_mask
-        if self.config.classifier_pooling == "first":
-            weights = weights * (weights.cumsum(-1) == 1)
-        weights = (weights / weights.sum(-1, keepdim=True)).to(hidden_states.dtype)
-        logits = self.score((weights[:, None] @ hidden_states)[:, 0])
+        tokens = hidden_states.new_ones(hidden_states.shape[:2]) if attention_mask is None else attention_mask
+        if tokens.shape != hidden_states.shape[:2]:
+            raise ValueError(f"classifier_pooling={pooling!r} needs an attention_mask of (B, T), which tells padding.")
+        if pooling == "first":
+            tokens = tokens * (tokens.cumsum(-1) == 1)
+        pooled = (hidden_states * tokens[..., None]).sum(1) / tokens.sum(1, keepdim=True)
+        logits = self.score(pooled.to(hidden_states.dtype))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)

@@ -147,6 +147,32 @@ def test_there_is_no_cache():
         model.model(ids, cache=DynamicCache())
 
 
+@torch.no_grad()
+def test_a_decoder_can_be_read_as_an_encoder(tmp_path):
+    """To go on training it with masked tokens. The head may be tied; a classifier then reads the mean."""
+    torch.manual_seed(0)
+    NexusForCausalLM(NexusConfig(**SHAPE | {"tie_word_embeddings": True})).save_pretrained(tmp_path)
+    model = NexusForMaskedLM.from_pretrained(tmp_path, is_causal=False)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    inputs = padded()
+    tokens = inputs["attention_mask"].bool()
+    assert_close(model(**inputs).logits[tokens], reference.logits(model.state_dict(), model.config, **inputs)[tokens])
+    classifier, ids = NexusForSequenceClassification.from_pretrained(tmp_path, is_causal=False), inputs["input_ids"][:1]
+    assert_close(classifier(ids).logits, classifier.score(classifier.model(ids).last_hidden_state.mean(1)))
+
+
+@pytest.mark.slow  # its kernel is compiled
+@torch.no_grad()
+def test_flex_attention_agrees():
+    """A length at which PyTorch's own kernel is right on every CPU, see test_attention_backends.py."""
+    model = build(attention_order=2, inner_window=7)
+    ids, mask = torch.randint(1, 64, (2, 64)), torch.ones(2, 64, dtype=torch.long)
+    mask[0, :11] = mask[1, 30:40] = 0
+    expected = model(ids, mask).logits[mask.bool()]
+    model.set_attn_implementation("flex_attention")
+    assert_close(model(ids, mask).logits[mask.bool()], expected, 2e-4)
+
+
 def test_a_class_of_the_other_kind_is_refused():
     encoder = build().config
     with pytest.raises(ValueError, match=r"NexusForCausalLM needs a causal model.*use NexusForMaskedLM"):
@@ -244,10 +270,21 @@ def test_a_classifier_reads_what_it_says_whatever_the_padding(pooling):
 
 
 def test_a_classifier_reads_the_mean_of_an_encoder_and_the_last_token_of_a_decoder():
-    assert build(NexusForSequenceClassification).config.classifier_pooling == "mean"
-    assert NexusConfig(**SHAPE).classifier_pooling == "last"
+    ids = padded()["input_ids"][:1]
+    for is_causal, place in ((False, slice(None)), (True, slice(-1, None))):
+        model = build(NexusForSequenceClassification, is_causal=is_causal)
+        read = model.model(ids).last_hidden_state[:, place].mean(1)
+        assert_close(model(ids).logits, model.score(read))
     with pytest.raises(StrictDataclassError, match="classifier_pooling='cls'"):
         NexusConfig(**SHAPE, classifier_pooling="cls")
+
+
+def test_a_classifier_needs_to_know_the_padding():
+    model, ids = build(NexusForSequenceClassification), padded()["input_ids"][:1]
+    with pytest.raises(ValueError, match=r"classifier_pooling='mean' needs an attention_mask of \(B, T\)"):
+        model(ids, torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool))
+    with pytest.raises(ValueError, match="A cache needs a causal model"):
+        model(ids, cache=DynamicCache())
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([0, 1, 2, 0, 1]), torch.randn(5, 3)], ids=["one", "several"])

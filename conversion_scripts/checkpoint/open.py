@@ -63,7 +63,8 @@ class Nexus(Checkpoint):
     @property
     def architecture(self) -> str:
         """The class that the weights were saved from. Raises `CheckpointError` if it is none of ours."""
-        named = self.raw_config.get("architectures") or ["NexusForCausalLM"]
+        usual = "NexusForCausalLM" if self.config.is_causal else "NexusForMaskedLM"
+        named = self.raw_config.get("architectures") or [usual]
         if not isinstance(named, list) or not isinstance(named[0], str) or named[0] not in AUTO_CLASSES:
             raise CheckpointError(
                 f"{self.folder / 'config.json'}: architectures is {named!r}, none of {', '.join(AUTO_CLASSES)}."

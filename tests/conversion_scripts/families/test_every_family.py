@@ -78,6 +78,7 @@ def test_there_and_back(model_type, variant, tmp_path, nexus):
 @pytest.mark.parametrize(
     ("model_type", "family", "options"),
     [
+        ("gemma3", "gemma3_text", {"tie_word_embeddings": True}),
         ("mistral3", "mistral", {"tie_word_embeddings": False}),
         ("qwen2_5_vl", "qwen2", {"tie_word_embeddings": True}),
         ("qwen3_vl", "qwen3", {"dtype": torch.bfloat16, "max_shard_size": "40KB"}),

@@ -18,6 +18,7 @@ if release(transformers.__version__) < release(TESTED_TRANSFORMERS[0]):
         "installed: pip install --upgrade transformers"
     )
 
+import copy  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from dataclasses import fields  # noqa: E402
 from difflib import get_close_matches  # noqa: E402
@@ -261,8 +262,9 @@ class NexusConfig(PreTrainedConfig):
         if self.attention_out_bias is None:
             self.attention_out_bias = self.attention_bias
         if self.sliding_rope_parameters is not None:
-            defaults = {"rope_type": "default", "rope_theta": 10000.0}
-            self.sliding_rope_parameters = defaults | self.sliding_rope_parameters
+            rope = self.sliding_rope_parameters
+            defaults = {"rope_type": rope.get("type", "default"), "rope_theta": self.default_theta}
+            self.sliding_rope_parameters = defaults | rope
         self.base_model_tp_plan = self.base_model_tp_plan | self.attention_tp_plan()
         # A folder that `save_pretrained` writes must load through every Auto class, not only the one that saved it.
         kwargs["auto_map"] = dict(AUTO_MAP)
@@ -418,6 +420,12 @@ class NexusConfig(PreTrainedConfig):
         known = [kind for kind in ("default", *ROPE_INIT_FUNCTIONS) if kind != "longrope"]
         if rope["rope_type"] not in known:
             raise ValueError(f"sliding_rope_parameters={rope}: rope_type must be one of {', '.join(known)}.")
+        alone = copy.copy(self)
+        alone.rope_parameters = dict(rope)
+        try:
+            alone.validate_rope()
+        except KeyError as error:  # a type without what it needs
+            raise ValueError(f"sliding_rope_parameters={rope}: {error.args[0]}.") from error
 
     def check_inner_attention(self, order: int):
         kind = self.inner_attention

@@ -179,6 +179,10 @@ def test_rope_keywords_are_folded_into_rope_parameters(keywords, rope_parameters
         ("layers_without_rope=.* layers of 0 to", {"layers_without_rope": [99]}),
         ("sliding_rope_parameters=.* no layer has", {"sliding_rope_parameters": {}}),
         ("rope_type must be", {"sliding_rope_parameters": {"rope_type": "spiral"}, "sliding_window": 4}),
+        (
+            "sliding_rope_parameters=.* Missing required keys .*factor",
+            {"sliding_rope_parameters": {"type": "linear"}, "sliding_window": 4},  # as it was once spelled
+        ),
         ("parallel_residual=True", {"norm_position": "post", "parallel_residual": True}),
         ("qk_norm='head'", {"qk_norm": "head"}),
         ("sliding_window=1", {"sliding_window": 1}),  # caches would keep every token

@@ -383,6 +383,11 @@ class NexusConfig(PreTrainedConfig):
             )
         if self.classifier_pooling not in ("last", "first", "mean"):
             raise ValueError(f"classifier_pooling={self.classifier_pooling!r}: choose 'last', 'first' or 'mean'.")
+        if "full_attention" in self.rope_parameters:
+            raise ValueError(
+                "rope_parameters has settings for each kind of layer: give those of layers with a window as "
+                "sliding_rope_parameters, the others as rope_parameters."
+            )
         self.check_positions()
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; choose one of {', '.join(ACT2FN)}.")
@@ -571,6 +576,8 @@ def refuse_unknown_fields(arguments: dict) -> None:
             "This is a model of Nexus 0.1 (its config has `share_projections`), which 0.2 cannot run: convert its "
             "source again, or load it with trust_remote_code=True where nexus-transformers is not installed."
         )
+    if "float32_norm_and_rope" in arguments:
+        raise ValueError("float32_norm_and_rope is two fields now: set float32_norm and float32_rope.")
     names = {field.name for field in fields(NexusConfig)}
     for name in arguments:
         if name in ("rope_theta", "rope_scaling") or hasattr(PreTrainedConfig, name):

@@ -172,6 +172,8 @@ def test_rope_keywords_are_folded_into_rope_parameters(keywords, rope_parameters
         ("hidden_act", {"hidden_act": "swish2"}),
         ("norm_type", {"norm_type": "batchnorm"}),
         ("norm_position", {"norm_position": "around"}),
+        ("two fields now: set float32_norm", {"float32_norm_and_rope": True}),
+        ("as sliding_rope_parameters", {"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}),
         ("residual_multiplier=1", {"residual_multiplier": 0.5, "parallel_residual": True}),
         ("embedding_multiplier=0", {"embedding_multiplier": 0}),
         ("attention_multiplier=-1", {"attention_multiplier": -1}),

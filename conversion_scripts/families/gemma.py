@@ -12,8 +12,8 @@ MODEL_TYPE = "gemma"
 def _read(config: Any) -> dict[str, Any]:
     if config.hidden_act == "gelu":  # 5.16 takes it at its word, which its checkpoints do not mean
         raise ConversionError(
-            "config.json: hidden_act='gelu' of a Gemma means its approximation by tanh, which this Transformers does not "
-            "know: pip install --upgrade transformers."
+            "config.json: hidden_act='gelu' of a Gemma means its approximation by tanh, which this Transformers does "
+            "not know: pip install --upgrade transformers."
         )
     return {"embedding_multiplier": config.hidden_size**0.5}
 

@@ -97,7 +97,6 @@ CASES = {  # name -> model_type, changes to its shape in `checkpoints`
         "gemma3_text",
         {"layer_types": None, "rope_parameters": None, "num_hidden_layers": 7, "tie_word_embeddings": False},
     ),
-    "gemma3_text, all windowed": ("gemma3_text", {"layer_types": ["sliding_attention"] * 3}),
     "exaone4, head_dim, llama3 rope": ("exaone4", {"head_dim": 24, "rope_parameters": LLAMA3}),
     "ernie4_5, tied, no biases": ("ernie4_5", {"use_bias": False, "tie_word_embeddings": True}),
     "glm, no biases, whole heads rotated": (

@@ -107,8 +107,9 @@ class NexusConfig(PreTrainedConfig):
             a constant per token in time and cache, whatever the length. In layers with a `sliding_window` the smaller
             of the two holds. By default inner levels see as far as the layer does, as in the paper.
         is_causal (`bool`, defaults to `True`):
-            A token sees those before it. If off, all levels see the tokens on both sides, as in EuroBERT: an encoder,
-            without a cache. Then a window of w is Transformers' two-sided one, w tokens on each side.
+            A token sees itself and those before it. If off, all levels see the tokens on both sides, as in EuroBERT: an
+            encoder, without a cache. Then a window of w is Transformers' two-sided one: token i sees token j if
+            |i - j| <= w, so up to 2w + 1 tokens.
         vocab_size (`int`, defaults to 49152): Rows of the embedding, and logits per token.
         hidden_size (`int`, defaults to 576): Width of the residual stream.
         intermediate_size (`int`, defaults to 1536): Width inside the feed-forward block.
@@ -148,6 +149,9 @@ class NexusConfig(PreTrainedConfig):
             arguments are folded into it.
         sliding_rope_parameters (`dict`, *optional*):
             Rotary embedding of the layers with a `sliding_window`, on every level, by default that of the others.
+        rope_frequencies (`list[float]`, *optional*):
+            The frequencies of rotary embedding themselves, one for two rows of a head, where they are not those that
+            `rope_theta` gives. ESM-2 was trained with rounded ones.
         layers_without_rope (`list[int]`, *optional*):
             Layers that do not rotate queries and keys, on any level, counted from 0.
         attention_bias (`bool`, defaults to `False`): Biases on the query, key and value projections.
@@ -167,6 +171,14 @@ class NexusConfig(PreTrainedConfig):
         classifier_pooling (`str`, *optional*):
             What the sequence-classification head reads: `"last"`, the last token that is not padding, `"first"` or
             `"mean"`. By default `"last"`, in encoders `"mean"`.
+        lm_head_bias (`bool`, defaults to `False`): The logits of a language model have a bias.
+        lm_head_transform (`bool`, defaults to `False`):
+            Logits of `NexusForMaskedLM` are made of what a dense layer, GELU and LayerNorm make of the last hidden
+            states, as in ESM-2.
+        mask_token_id (`int`, *optional*): The token that stands for a masked one.
+        token_dropout (`bool`, defaults to `False`):
+            As in ESM-2, embeddings of `mask_token_id` are 0, and the others of its sequence are scaled up, as if
+            masking were dropout. Without effect on `inputs_embeds`.
 
     Raises:
         `StrictDataclassError` (of huggingface_hub): a value that no Nexus model can have, or of the wrong type; the
@@ -232,6 +244,7 @@ class NexusConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     rope_parameters: dict | None = None
     sliding_rope_parameters: dict | None = None
+    rope_frequencies: list[float | int] | tuple[float | int, ...] | None = None
     layers_without_rope: list[int] | tuple[int, ...] | None = None
     attention_bias: bool = False
     attention_out_bias: bool | None = None
@@ -244,11 +257,15 @@ class NexusConfig(PreTrainedConfig):
     mlp_bias: bool = False
     classifier_dropout: float | int = 0.1
     classifier_pooling: str | None = None
+    lm_head_bias: bool = False
+    lm_head_transform: bool = False
+    mask_token_id: int | None = None
+    token_dropout: bool = False
 
     def __post_init__(self, **kwargs):
         refuse_unknown_fields(kwargs)
         refuse_endless(self.num_layers, self.attention_order)
-        for name in ("attention_order", "sliding_layers", "layers_without_rope", "eos_token_id"):
+        for name in ("attention_order", "sliding_layers", "layers_without_rope", "rope_frequencies", "eos_token_id"):
             if isinstance(getattr(self, name), tuple):
                 setattr(self, name, list(getattr(self, name)))  # as config.json has it
         if self.attention_order is None:
@@ -257,8 +274,6 @@ class NexusConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        if self.classifier_pooling is None:
-            self.classifier_pooling = "last" if self.is_causal else "mean"
         if self.attention_out_bias is None:
             self.attention_out_bias = self.attention_bias
         if self.sliding_rope_parameters is not None:
@@ -381,8 +396,9 @@ class NexusConfig(PreTrainedConfig):
             raise ValueError(
                 f"sliding_layers={self.sliding_layers}: needs sliding_window, and layers of 0 to {self.num_layers - 1}."
             )
-        if self.classifier_pooling not in ("last", "first", "mean"):
+        if self.classifier_pooling not in (None, "last", "first", "mean"):
             raise ValueError(f"classifier_pooling={self.classifier_pooling!r}: choose 'last', 'first' or 'mean'.")
+        self.check_encoder()
         if "full_attention" in self.rope_parameters:
             raise ValueError(
                 "rope_parameters has settings for each kind of layer: give those of layers with a window as "
@@ -415,6 +431,7 @@ class NexusConfig(PreTrainedConfig):
             raise ValueError(
                 f"layers_without_rope={self.layers_without_rope}: must be layers of 0 to {self.num_layers - 1}."
             )
+        self.check_rope_frequencies()
         rope = self.sliding_rope_parameters
         if rope is None:
             return
@@ -431,6 +448,23 @@ class NexusConfig(PreTrainedConfig):
             alone.validate_rope()
         except KeyError as error:  # a type without what it needs
             raise ValueError(f"sliding_rope_parameters={rope}: {error.args[0]}.") from error
+
+    def check_encoder(self):
+        for name in ("lm_head_transform", "token_dropout"):
+            if getattr(self, name) and self.is_causal:
+                raise ValueError(f"{name}=True: only encoders have it; set is_causal=False, or turn it off.")
+        if self.token_dropout and self.mask_token_id is None:
+            raise ValueError("token_dropout=True: needs mask_token_id, the token that is masked with.")
+
+    def check_rope_frequencies(self):
+        if self.rope_frequencies is None:
+            return
+        rope, found = self.rope_parameters, len(self.rope_frequencies)
+        if rope["rope_type"] != "default" or self.sliding_rope_parameters is not None:
+            raise ValueError("rope_frequencies needs rope_type='default' and no sliding_rope_parameters: leave it out.")
+        wanted = int(self.head_dim * rope.get("partial_rotary_factor", 1.0)) // 2
+        if found != wanted or not all(0 <= each < float("inf") for each in self.rope_frequencies):
+            raise ValueError(f"rope_frequencies has {found} numbers: must be {wanted}, finite and not negative.")
 
     def check_inner_attention(self, order: int):
         kind = self.inner_attention

@@ -13,7 +13,8 @@ default all levels use the same weights ("shared", the paper's Eq. 12):
 `NexusSharedAttention.forward` is this loop. `NexusSeparateAttention` has inner attentions with weights of their own
 (Table 2), `NexusSelfAttention` has no weights at all in them (Eq. 7 to 9). Everything else here is a decoder in the
 manner of Llama, with the switches that make it a Mistral, Qwen2, Qwen3, Phi-3, OLMo 2 or GPT-NeoX:
-- causal attention with grouped keys/values, rotary positions on the queries and keys of every level
+- causal attention, or with `is_causal=False` attention to both sides, with grouped keys/values and rotary positions on
+  the queries and keys of every level
 - inner scale: each inner output is brought to the RMS of what it replaces
 - inner gate (optional): one scalar per layer, level and branch moves from the unrefined (0) to the refined (1)
 
@@ -117,8 +118,25 @@ class NexusRotaryEmbedding(LlamaRotaryEmbedding):
     @staticmethod
     def compute_default_rope_parameters(config: NexusConfig, device=None, **kwargs) -> tuple[torch.Tensor, float]:
         dim = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+        if config.rope_frequencies is not None:
+            return torch.tensor(config.rope_frequencies, dtype=torch.float, device=device), 1.0
         exponents = torch.arange(0, dim, 2, dtype=torch.float) / dim
         return (1.0 / (config.rope_parameters["rope_theta"] ** exponents)).to(device), 1.0
+
+
+UNMASKED = 1 - 0.15 * 0.8  # share of the tokens that were not replaced by the mask when ESM-2 was trained
+
+
+def token_dropout(embeddings: torch.Tensor, masked: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """
+    ESM-2's: embeddings (B, T, D) of masked tokens (B, T) become 0, and the others are scaled up, as by dropout, to what
+    they had in training. (ESM-2 also makes padding 0, which no token sees.)
+    """
+    is_padding_known = attention_mask is not None and attention_mask.dim() == 2
+    tokens = attention_mask.sum(-1) if is_padding_known else embeddings.shape[1]
+    seen = 1 - masked.sum(-1).float() / tokens
+    embeddings = embeddings.masked_fill(masked.unsqueeze(-1), 0.0)
+    return (embeddings * UNMASKED / seen[:, None, None]).to(embeddings.dtype)
 
 
 class NexusMLP(nn.Module):
@@ -701,6 +719,9 @@ class NexusModel(NexusPreTrainedModel):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+            if self.config.token_dropout:
+                masked = input_ids == self.config.mask_token_id
+                inputs_embeds = token_dropout(inputs_embeds, masked, attention_mask)
         if cache is not None:
             refuse_encoder(self.config, "A cache")
         if use_cache and cache is None and self.config.is_causal:
@@ -759,7 +780,7 @@ class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
         refuse_encoder(config, "NexusForCausalLM")
         super().__init__(config)
         self.model = NexusModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     if CACHE != "cache":
@@ -837,6 +858,18 @@ class NexusForCausalLM(NexusPreTrainedModel, GenerationMixin):
         )
 
 
+class NexusLMHeadTransform(nn.Module):
+    """What ESM-2 makes of the last hidden states, (B, T, D), ahead of the logits."""
+
+    def __init__(self, config: NexusConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.norm(nn.functional.gelu(self.dense(hidden_states)))
+
+
 class NexusForMaskedLM(NexusPreTrainedModel):
     """The encoder with a language-model head: token ids, some of them masked, -> logits of what stands there."""
 
@@ -849,7 +882,8 @@ class NexusForMaskedLM(NexusPreTrainedModel):
             raise ValueError("NexusForMaskedLM needs a model that sees both sides: set is_causal=False.")
         super().__init__(config)
         self.model = NexusModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head_transform = NexusLMHeadTransform(config) if config.lm_head_transform else nn.Identity()
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     @can_return_tuple
@@ -864,7 +898,7 @@ class NexusForMaskedLM(NexusPreTrainedModel):
     ) -> MaskedLMOutput:
         """`labels`: (B, T), what stands at each position; -100 is ignored. With labels the output has a `loss`."""
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **kwargs)
-        logits = self.lm_head(outputs.last_hidden_state)
+        logits = self.lm_head(self.lm_head_transform(outputs.last_hidden_state))
         if self.config.logits_scaling != 1:
             logits = logits / self.config.logits_scaling
         loss = None
@@ -875,8 +909,8 @@ class NexusForMaskedLM(NexusPreTrainedModel):
         )
 
 
-# The heads below are Transformers' own, forward passes included. Only their constructors are not used: they build the
-# decoder through AutoModel, which does not know remote code.
+# The heads below are Transformers' own, forward passes included, but for what stands for a sequence. Their constructors
+# are not used: they build the decoder through AutoModel, which does not know remote code.
 
 
 class NexusForSequenceClassification(GenericForSequenceClassification, NexusPreTrainedModel):
@@ -891,19 +925,31 @@ class NexusForSequenceClassification(GenericForSequenceClassification, NexusPreT
 
     @can_return_tuple
     def forward(
-        self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, labels=None, **kwargs
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutputWithPast:
-        """Transformers' own reads the last token."""
-        kwargs |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
-        if self.config.classifier_pooling == "last":
+        kwargs |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache}
+        kwargs[CACHE] = one_of(cache, past_key_values)
+        pooling = self.config.classifier_pooling or ("last" if self.config.is_causal else "mean")
+        if pooling == "last":  # as Transformers' own always does
             return super().forward(input_ids, attention_mask, labels=labels, **kwargs)
         outputs = self.model(input_ids, attention_mask, **kwargs)
         hidden_states = outputs.last_hidden_state
-        weights = hidden_states.new_ones(hidden_states.shape[:2]) if attention_mask is None else attention_mask
-        if self.config.classifier_pooling == "first":
-            weights = weights * (weights.cumsum(-1) == 1)
-        weights = (weights / weights.sum(-1, keepdim=True)).to(hidden_states.dtype)
-        logits = self.score((weights[:, None] @ hidden_states)[:, 0])
+        tokens = hidden_states.new_ones(hidden_states.shape[:2]) if attention_mask is None else attention_mask
+        if tokens.shape != hidden_states.shape[:2]:
+            raise ValueError(f"classifier_pooling={pooling!r} needs an attention_mask of (B, T), which tells padding.")
+        if pooling == "first":
+            tokens = tokens * (tokens.cumsum(-1) == 1)
+        pooled = (hidden_states * tokens[..., None]).sum(1) / tokens.sum(1, keepdim=True)
+        logits = self.score(pooled.to(hidden_states.dtype))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)

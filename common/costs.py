@@ -11,6 +11,7 @@ Works on a `NexusConfig` and on a `LlamaConfig`. B batch, T new tokens, P tokens
 """
 
 import math
+from functools import partial
 
 from transformers import PreTrainedConfig
 
@@ -48,7 +49,7 @@ def weights(config: PreTrainedConfig) -> dict[str, int]:
         "projections": config.hidden_size * rows,
         "mlp": config.num_layers * (3 if config.mlp_gated else 2) * matrix,
         "mlp_down": config.num_layers * matrix,  # of which the last product of each layer
-        "head": config.hidden_size * config.vocab_size,
+        "head": config.hidden_size * (config.vocab_size + (config.hidden_size if config.lm_head_transform else 0)),
     }
 
 
@@ -77,12 +78,9 @@ def flops(
             pass, where the other two make them again.
     """
     config = nexus_config(config)
-    kind = attention if config.is_causal else "all"  # an encoder's tokens see both sides
-    products = sum(
-        call.num_query_heads * pairs(length, past, kind, call.window)
-        for layer in config.attention_calls()
-        for call in layer
-    )
+    sides = (pairs, length, past) if config.is_causal else (pairs_both_sides, length)
+    pairs_of = partial(*sides, attention)
+    products = sum(call.num_query_heads * pairs_of(call.window) for layer in config.attention_calls() for call in layer)
     scores = 2 * batch * config.head_dim * products  # one of attention's two products
     used = weights(config)
     tokens = 2 * batch * length
@@ -129,6 +127,13 @@ def pairs(length: int, past: int, attention: str, window: int | None = None) -> 
     return sum(min(block, length - i * block) * keys[i] for i in range(len(ends)))
 
 
+def pairs_both_sides(length: int, attention: str, window: int | None = None) -> int:
+    """The same of an encoder: a window is on both sides, and all is computed but where only what is seen counts."""
+    if window is None or attention != "causal":
+        return length * length
+    return sum(min(i + window, length - 1) - max(i - window, 0) + 1 for i in range(length))
+
+
 def bytes_read(config: PreTrainedConfig, batch: int, attended: int, itemsize: int) -> dict[str, int]:
     """
     Bytes that one decoding step must read, one new token per sequence, by part and in "total".
@@ -155,9 +160,9 @@ def bytes_read(config: PreTrainedConfig, batch: int, attended: int, itemsize: in
 def cache_bytes(config: PreTrainedConfig, batch: int, length: int, itemsize: int) -> int:
     """Bytes of keys and values kept for `length` tokens of `batch` sequences, in caches that can keep keys alone."""
     config = nexus_config(config)
-    numbers = 0
     if not config.is_causal:
         return 0
+    numbers = 0
     for call in (call for layer in config.attention_calls() for call in layer):
         kept = length if call.window is None else min(length, config.sliding_window - 1)
         numbers += len(call.stores) * call.num_key_value_heads * kept
@@ -170,4 +175,5 @@ def parameters(config: PreTrainedConfig) -> int:
     used = weights(config)
     standard = config.num_layers * 2 * config.hidden_size * sum(widths(config))
     projections = used["projections"] if config.inner_attention == "separate" else standard
-    return projections + used["mlp"] + used["head"] * (1 if config.tie_word_embeddings else 2)
+    embeddings = 0 if config.tie_word_embeddings else config.hidden_size * config.vocab_size
+    return projections + used["mlp"] + used["head"] + embeddings

@@ -103,7 +103,7 @@ def heads_fit(config: NexusConfig) -> bool:
 def nexus_config(source: Source, nesting: Nesting, dtype: torch.dtype | None) -> NexusConfig:
     """Raises `ConversionError` if the source cannot be nested so."""
     try:
-        fields = source.family.nexus_config(source.raw_config, source.config)
+        fields = source.nexus_fields()
     except NexusError:
         raise
     except Exception as error:  # a setting of a type that nobody expects

@@ -23,16 +23,20 @@ class Maps:
     """
     The attention maps of one call, see `Call` for `level` and `branch`.
 
-    cells: (heads, T (T + 1) / 2) uint16, the weights as `kept`: rows 0, 1, ... up to the diagonal.
+    cells: (heads, T (T + 1) / 2) uint16, the weights as `kept`: rows 0, 1, ... up to the diagonal. Of an encoder, whose
+        tokens look at later ones too, (heads, T * T): whole rows.
     """
 
     level: int
     branch: str | None
     cells: np.ndarray
+    causal: bool = True
 
     def weights(self, head: int, heads: int) -> np.ndarray:
         """(T, T), of one of the layer's `heads` query heads. In "self" several of them share a head of the keys."""
         packed = self.cells[head * len(self.cells) // heads]
+        if not self.causal:
+            return packed.reshape(int(len(packed) ** 0.5), -1) / np.float32(STEPS)
         size = int((2 * len(packed)) ** 0.5)
         weights = np.zeros((size, size), np.float32)
         weights[np.tril_indices(size)] = packed / np.float32(STEPS)
@@ -106,7 +110,9 @@ def branch_of(call: AttentionCall) -> str | None:
 def recorded(module: nn.Module, level: int, branch: str | None, args: tuple, output: tuple) -> Call:
     query, key, value = (part[0] for part in args[:3])
     distance = torch.arange(query.shape[1])[:, None] - torch.arange(query.shape[1])
-    visible = (distance >= 0) & (distance < (module.sliding_window or query.shape[1]))
+    visible = distance.abs() < (module.sliding_window or query.shape[1])
+    if module.is_causal:
+        visible &= distance >= 0
     return Call(level, branch, query, key, value, output[1][0], output[0][0], visible, module.scaling)
 
 
@@ -121,11 +127,13 @@ def view_of(layer: LayerPass) -> LayerView:
     first, last = layer.calls[0].weights, layer.calls[-1].weights
     change = (last - first).abs().sum(-1).mean(-1) / 2
     paths = PathFinder(layer).paths() if change.max() > 0 else [[] for _ in change]
-    rows, columns = torch.tril_indices(*last.shape[-2:])
+    causal = layer.attention.config.is_causal
+    shown = torch.ones(last.shape[-2:], dtype=torch.bool)
+    shown = shown.tril() if causal else shown
     maps = []
     for call in layer.calls:
-        cells = kept(call.weights[:, rows, columns]).to(torch.int16).numpy().view(np.uint16)
-        maps.append(Maps(call.level, call.branch, cells))
+        cells = kept(call.weights[:, shown]).to(torch.int16).numpy().view(np.uint16)
+        maps.append(Maps(call.level, call.branch, cells, causal))
     return LayerView(maps, change.tolist(), paths)
 
 
@@ -143,8 +151,9 @@ def check_size(config: NexusConfig, tokens: int) -> None:
     for calls in config.attention_calls():
         maps += sum(call.num_query_heads for call in calls)
         maps += config.num_attention_heads if branch_of(calls[0]) else 0  # with nothing refined
-    if maps * tokens * (tokens + 1) // 2 > MAX_CELLS:
-        fit = int((2 * MAX_CELLS / maps) ** 0.5) - 1
+    cells = tokens * (tokens + 1) // 2 if config.is_causal else tokens * tokens
+    if maps * cells > MAX_CELLS:
+        fit = int(((2 if config.is_causal else 1) * MAX_CELLS / maps) ** 0.5) - config.is_causal
         raise InspectionError(
             f"The page would be too large for a browser: {maps} maps of {tokens} tokens each are more than "
             f"{MAX_CELLS // 1_000_000} million weights. Of this model it can show {fit} tokens; shorten the prompt."

@@ -79,13 +79,13 @@ def maps_of_head(view: LayerView, layer: int, head: int) -> list[tuple[str, np.n
     """Titles and pixels, (T, T, 3): the levels, and at order 2 and beyond the last of them minus the first."""
     maps = [each.weights(head, len(view.change)) for each in view.maps]
     found = [
-        (f"layer {layer}, head {head}: {name_of(each, view.order)}", coloured(weights, "Blues", 0.0))
+        (f"layer {layer}, head {head}: {name_of(each, view.order)}", coloured(weights, "Blues", 0.0, each.causal))
         for each, weights in zip(view.maps, maps, strict=True)
     ]
     if view.order > 1:
         first = "level 1" if view.maps[0].level == 1 else "unrefined"
         title = f"level {view.order} minus {first} ({view.change[head]:.2f} changed)"
-        found.append((title, coloured(maps[-1] - maps[0], "PuOr_r", -1.0)))
+        found.append((title, coloured(maps[-1] - maps[0], "PuOr_r", -1.0, view.maps[0].causal)))
     return found
 
 
@@ -97,13 +97,14 @@ def name_of(maps: Maps, order: int) -> str:
     return f"level {maps.level} of {order}" + (f", {maps.branch}" if maps.branch else "")
 
 
-def coloured(weights: np.ndarray, colours: str, lowest: float) -> np.ndarray:
+def coloured(weights: np.ndarray, colours: str, lowest: float, causal: bool) -> np.ndarray:
     """Weights from `lowest` to 1 by the square root of their size, else small ones could not be seen."""
     from matplotlib import colormaps
 
     roots = np.sign(weights) * np.abs(weights) ** 0.5
     pixels = colormaps[colours]((roots - lowest) / (1 - lowest), bytes=True)[..., :3]
-    pixels[np.triu_indices(len(weights), 1)] = 255  # the future
+    if causal:
+        pixels[np.triu_indices(len(weights), 1)] = 255  # the future
     return pixels
 
 

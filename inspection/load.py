@@ -35,8 +35,6 @@ def open_model(model: str, revision: str | None = None) -> tuple[NexusPreTrained
     folder, revision = locate(model, revision)
     nexus = open_nexus(folder, model, revision)
     check_code(folder, nexus.raw_config, allow="remove it: nexus inspect computes with the code of this package")
-    if not nexus.config.is_causal:
-        raise InspectionError(f"{model}: is an encoder (is_causal=False), whose attention maps cannot be shown yet.")
     check_tensors(nexus, nexus.architecture)
     tokenizer = open_tokenizer(nexus.folder, model)
     with quiet_when_piped():

@@ -47,9 +47,9 @@ def inspect(
         gates: set all gates to this value first, in memory only.
         revision: branch, tag or commit, for a Hub id.
 
-    Returns: page and files (where they are), model, tokens, prompt_tokens, inner_attention, refined branches, orders,
-        heads, gates, change (per layer and head), the most changed heads, the paths with the largest gains (in all, and
-        of the last token), and notes.
+    Returns: page and files (where they are), model, tokens, prompt_tokens, causal, inner_attention, refined branches,
+        orders, heads, gates, change (per layer and head), the most changed heads, the paths with the largest gains (in
+        all, and of a decoder's last token), and notes.
 
     Raises:
         `InspectionError`: the prompt is no good, or the page would be too large.
@@ -71,6 +71,7 @@ def inspect(
         "model": name_of(model),
         "tokens": bounded(pieces_of, tokenizer, ids[0].tolist(), raises=InspectionError),
         "prompt_tokens": prompt_ids.shape[1],
+        "causal": loaded.config.is_causal,
         "gates": gates_of(loaded),
         "gates_set_to": gates,
         "gates_open_in_the_model": None if gates is None else sum(value != 0 for value in own.values()),
@@ -143,6 +144,7 @@ def summary(
             if views[layer].change[head] > 0
         ],
         "paths": described(paths),
-        "paths_of_last_token": described([found for found in paths if found[0].query == last]),
+        # nothing is special about the last one of an encoder
+        "paths_of_last_token": described([found for found in paths if found[0].query == last and facts["causal"]]),
         "notes": notes,
     }

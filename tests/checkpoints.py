@@ -66,7 +66,12 @@ SHAPES = {  # model_type -> a shape that uses what sets the family apart; biases
     "ministral": {**SHAPE, **_WINDOW, "layer_types": SOME_WINDOWED},
     "seed_oss": {**SHAPE, "attention_out_bias": True, "mlp_bias": True},
     "stablelm": {**_NO_HEAD_DIM, **_HALF_ROTARY, "partial_rotary_factor": 0.5, "use_qkv_bias": True},
-    "eurobert": {**SHAPE, "attention_bias": True},
+    "eurobert": {**SHAPE, "attention_bias": True, "mlp_bias": True, "mask_token_id": 5, "classifier_pooling": "bos"},
+    "esm": {
+        **{name: value for name, value in _NO_GROUPS.items() if name != "rope_parameters"},
+        **{"position_embedding_type": "rotary", "rope_theta": 123456.0, "layer_norm_eps": 1e-5, "mask_token_id": 5},
+        **{"token_dropout": True, "emb_layer_norm_before": False, "hidden_dropout_prob": 0.0},
+    },
     "gemma": {**SHAPE, "attention_bias": True, "tie_word_embeddings": False},
     "gemma3_text": {
         **SHAPE,
@@ -86,7 +91,7 @@ SHAPES = {  # model_type -> a shape that uses what sets the family apart; biases
     },
     "starcoder2": {**_NO_HEAD_DIM, **_WINDOW, "tie_word_embeddings": False},
 }
-ENCODERS = ("eurobert",)
+ENCODERS = ("esm", "eurobert")
 _PIXTRAL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
 _EYES = {"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2, "patch_size": 4}
 _SECTIONS = {**SHAPE["rope_parameters"], "mrope_section": [3, 3, 2]}
@@ -138,14 +143,32 @@ def make(model_type: str, dtype: torch.dtype = torch.float32, **shape) -> PreTra
     """A random model of Transformers' own class for this architecture."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **deepcopy(shape))  # a config adds to the RoPE parameters it is given
-    auto_class = AutoModelForImageTextToText if model_type in WRAPPED else AutoModelForCausalLM
-    if model_type in ENCODERS:
-        auto_class = AutoModelForMaskedLM
-    model = auto_class.from_config(config).to(dtype).eval()
+    loader = AutoModelForImageTextToText if model_type in WRAPPED else auto_class(model_type)
+    model = loader.from_config(config).to(dtype).eval()
     for name, parameter in model.named_parameters():
-        if name.endswith(("norm.weight", "bias")):  # as trained models have them, not all 1 and 0
-            torch.nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.2)
+        is_norm = name.lower().endswith(("norm.weight", "norm_after.weight"))
+        if is_norm or name.endswith("bias"):  # as trained models have them, not all 1 and 0
+            torch.nn.init.normal_(parameter, mean=float(is_norm), std=0.2)
     return model
+
+
+OLD_NAMES = {
+    "LayerNorm.gamma": "LayerNorm.weight",
+    "LayerNorm.beta": "LayerNorm.bias",
+    "encoder.layer.*.attention.self.rotary_embeddings": "rotary_embeddings",
+}
+
+
+def new_name(name: str) -> str:
+    """Of a tensor of ESM, which Transformers writes under old names and reads under both."""
+    for old, new in OLD_NAMES.items():
+        name = name.replace(old, new)
+    return name
+
+
+def auto_class(model_type: str) -> type:
+    """What loads a model of this family."""
+    return AutoModelForMaskedLM if model_type in ENCODERS else AutoModelForCausalLM
 
 
 def save(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 EVIL = "\x1b[31m\u202e\nerror: forged"
 ODD = [
@@ -166,10 +166,13 @@ ids = torch.arange(3, 43)[None]
 
 def run(folder: Path, rounds: bool) -> dict:
     """What anyone sees of a model."""
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    is_encoder = "MaskedLM" in str(config.architectures)
+    auto_class = AutoModelForMaskedLM if is_encoder else AutoModelForCausalLM
+    model = auto_class.from_pretrained(folder, trust_remote_code=True).eval()
     torch.manual_seed(0)
     seen = {"dtype": model.dtype, "logits": model(ids).logits.float()}
-    if not rounds:  # another rounding may choose another token
+    if not (rounds or is_encoder):  # another rounding may choose another token
         seen["generated"] = attempt(lambda: model.generate(ids, max_new_tokens=6, pad_token_id=0).tolist())
     if (folder / "tokenizer.json").exists():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)

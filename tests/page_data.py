@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nexus_transformers import NexusConfig, NexusForCausalLM
+from nexus_transformers import NexusConfig, NexusForCausalLM, NexusForMaskedLM
 
 
 def data_of(page):
@@ -23,7 +23,7 @@ def data_of(page):
     data["paths"] = json.loads(paths)
     planes = np.frombuffer(maps, np.uint8).reshape(2, -1)
     size = len(data["tokens"])
-    rows, columns = np.tril_indices(size)
+    rows, columns = np.tril_indices(size) if data["causal"] else np.indices((size, size)).reshape(2, -1)
     layers = []
     for maps in data["maps"]:
         before, found = {}, np.zeros((len(maps), data["heads"], size, size))
@@ -37,9 +37,13 @@ def data_of(page):
     return data, layers
 
 
+def class_of(folder):
+    return NexusForCausalLM if NexusConfig.from_pretrained(folder).is_causal else NexusForMaskedLM
+
+
 def attentions_of(folder, ids, gates=None):
     """As Transformers records them, one per call, in the order of the calls; grouped by layer, a row per query head."""
-    model = NexusForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    model = class_of(folder).from_pretrained(folder, attn_implementation="eager").eval()
     if gates is not None:
         for gate in model.gates().values():
             gate.data.fill_(gates)
@@ -54,13 +58,13 @@ def attentions_of(folder, ids, gates=None):
 
 def unrefined_of(folder, ids):
     """By layer, the maps of a standard layer with the same weights and the same input."""
-    model = NexusForCausalLM.from_pretrained(folder).eval()
+    model = class_of(folder).from_pretrained(folder).eval()
     fields = model.config.to_diff_dict() | {"num_layers": 1, "attention_order": 1}
     maps = []
     with torch.no_grad():
         states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
         for number, hidden_states in enumerate(states[:-1]):
-            standard = NexusForCausalLM._from_config(NexusConfig(**fields), attn_implementation="eager").eval()
+            standard = type(model)._from_config(NexusConfig(**fields), attn_implementation="eager").eval()
             own = model.model.layers[number].state_dict()
             _, unexpected = standard.model.layers[0].load_state_dict(own, strict=False)
             assert all(".inner_" in f".{key}" for key in unexpected)

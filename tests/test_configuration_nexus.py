@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from nexus_transformers import (
     NexusConfig,
     NexusForCausalLM,
+    NexusForMaskedLM,
     NexusForSequenceClassification,
     NexusForTokenClassification,
     NexusModel,
@@ -338,6 +339,11 @@ def pooled_logits(config):
     return NexusForSequenceClassification(config).eval()(IDS[:1]).logits.tolist()
 
 
+def masked_logits(config):
+    torch.manual_seed(0)
+    return NexusForMaskedLM(config).eval()(IDS).logits.tolist()
+
+
 def parameter_shapes(config):
     return {name: parameter.shape for name, parameter in model(config).named_parameters()}
 
@@ -386,6 +392,7 @@ EFFECTS = {  # field: (changed value, what shows the change, what else must be s
         logits,
         {"sliding_window": 3, "sliding_layers": [0]},
     ),
+    "rope_frequencies": ([1.0, 0.5, 0.25, 0.0], logits, {}),
     "layers_without_rope": ([0], logits, {}),
     "attention_bias": (True, parameter_shapes, {}),
     "attention_dropout": (0.5, training_logits, {}),
@@ -406,6 +413,10 @@ EFFECTS = {  # field: (changed value, what shows the change, what else must be s
     "mlp_bias": (True, parameter_shapes, {}),
     "classifier_pooling": ("mean", pooled_logits, {}),
     "classifier_dropout": (0.5, classifier_training_logits, {}),
+    "lm_head_bias": (True, parameter_shapes, {}),
+    "lm_head_transform": (True, masked_logits, {"is_causal": False}),
+    "mask_token_id": (3, masked_logits, {"is_causal": False, "token_dropout": True, "mask_token_id": 4}),
+    "token_dropout": (True, masked_logits, {"is_causal": False, "mask_token_id": 3}),
 }
 
 

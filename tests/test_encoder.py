@@ -1,7 +1,10 @@
 """Encoders, whose tokens see both sides: against the definition, with padding anywhere, their heads and tools."""
 
+import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from transformers import (
 )
 
 import checkpoints
+import nexus_transformers
 import reference
 from nexus_transformers import (
     NexusConfig,
@@ -143,6 +147,32 @@ def test_there_is_no_cache():
         model.model(ids, cache=DynamicCache())
 
 
+@torch.no_grad()
+def test_a_decoder_can_be_read_as_an_encoder(tmp_path):
+    """To go on training it with masked tokens. The head may be tied; a classifier then reads the mean."""
+    torch.manual_seed(0)
+    NexusForCausalLM(NexusConfig(**SHAPE | {"tie_word_embeddings": True})).save_pretrained(tmp_path)
+    model = NexusForMaskedLM.from_pretrained(tmp_path, is_causal=False)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    inputs = padded()
+    tokens = inputs["attention_mask"].bool()
+    assert_close(model(**inputs).logits[tokens], reference.logits(model.state_dict(), model.config, **inputs)[tokens])
+    classifier, ids = NexusForSequenceClassification.from_pretrained(tmp_path, is_causal=False), inputs["input_ids"][:1]
+    assert_close(classifier(ids).logits, classifier.score(classifier.model(ids).last_hidden_state.mean(1)))
+
+
+@pytest.mark.slow  # its kernel is compiled
+@torch.no_grad()
+def test_flex_attention_agrees():
+    """A length at which PyTorch's own kernel is right on every CPU, see test_attention_backends.py."""
+    model = build(attention_order=2, inner_window=7)
+    ids, mask = torch.randint(1, 64, (2, 64)), torch.ones(2, 64, dtype=torch.long)
+    mask[0, :11] = mask[1, 30:40] = 0
+    expected = model(ids, mask).logits[mask.bool()]
+    model.set_attn_implementation("flex_attention")
+    assert_close(model(ids, mask).logits[mask.bool()], expected, 2e-4)
+
+
 def test_a_class_of_the_other_kind_is_refused():
     encoder = build().config
     with pytest.raises(ValueError, match=r"NexusForCausalLM needs a causal model.*use NexusForMaskedLM"):
@@ -151,6 +181,69 @@ def test_a_class_of_the_other_kind_is_refused():
         AutoModelForCausalLM.from_config(encoder)
     with pytest.raises(ValueError, match="set is_causal=False"):
         NexusForMaskedLM(NexusConfig(**SHAPE))
+
+
+@pytest.mark.parametrize(
+    "wrong, reason",
+    [
+        ({"is_causal": True, "lm_head_transform": True}, "lm_head_transform=True: only encoders have it"),
+        ({"is_causal": True, "token_dropout": True, "mask_token_id": 3}, "token_dropout=True: only encoders have it"),
+        ({"token_dropout": True}, "needs mask_token_id"),
+        ({"rope_frequencies": [1.0]}, "rope_frequencies has 1 numbers: must be 4"),
+        ({"rope_frequencies": [1.0, 0.5, 0.2, float("nan")]}, "must be 4, finite"),
+        (
+            {"rope_frequencies": [1.0] * 4, "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            "rope_type='default'",
+        ),
+    ],
+    ids=str,
+)
+def test_what_no_encoder_has_is_refused(wrong, reason):
+    with pytest.raises(StrictDataclassError, match=reason):
+        NexusConfig(**SHAPE | {"is_causal": False} | wrong)
+
+
+@torch.no_grad()
+def test_every_attention_call_is_told_that_it_is_not_causal():
+    """Without padding there is no mask: then it is all that a backend goes by."""
+    for form in FORMS.values():
+        calls = [module for module in build(**form).modules() if hasattr(module, "num_key_value_groups")]
+        assert calls and all(call.is_causal is False for call in calls)
+    model, ids = build(attention_order=2), padded()["input_ids"]
+    expected = reference.logits(model.state_dict(), model.config, ids)
+    for backend in ("eager", "sdpa"):
+        model.set_attn_implementation(backend)
+        assert_close(model(ids).logits, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("inner_attention", ["shared", "separate", "self"])
+def test_attention_functions_get_windows_in_flash_attention_s_meaning(inner_attention):
+    """Transformers hands it w - 1 tokens on each side, as of a causal window, whatever the model."""
+    fields = {"sliding_window": 5, "sliding_layers": [0], "inner_window": 2, "attention_order": 2}
+    model = build(inner_attention=inner_attention, **fields)
+    sizes = {
+        name.split(".")[-1]: module.sliding_window
+        for name, module in model.model.layers[0].named_modules()
+        if hasattr(module, "num_key_value_groups")
+    }
+    assert sizes.pop("outer") == 5 + 1 and set(sizes.values()) == {2 + 1}
+
+
+@torch.no_grad()
+def test_token_dropout_counts_the_masked_among_the_tokens():
+    """Not among the padding; and without masked tokens embeddings are smaller, as if there had been some."""
+    model = build(token_dropout=True, mask_token_id=3).model
+    ids = torch.tensor([[3, 5, 6, 7, 0, 0, 0, 0], [5, 6, 7, 8, 9, 5, 6, 7]])
+    seen = {}
+    model.layers[0].register_forward_pre_hook(lambda _, args: seen.update(embeddings=args[0]))
+    model(ids, attention_mask=(ids != 0).long())
+    plain = model.embed_tokens(ids)
+    assert seen["embeddings"][0, 0].abs().max() == 0
+    assert_close(seen["embeddings"][0, 1:4], plain[0, 1:4] * 0.88 / 0.75)
+    assert_close(seen["embeddings"][1], plain[1] * 0.88)
+    model(inputs_embeds=plain)
+    assert torch.equal(seen["embeddings"], plain)
 
 
 def test_serving_engines_are_refused():
@@ -177,10 +270,21 @@ def test_a_classifier_reads_what_it_says_whatever_the_padding(pooling):
 
 
 def test_a_classifier_reads_the_mean_of_an_encoder_and_the_last_token_of_a_decoder():
-    assert build(NexusForSequenceClassification).config.classifier_pooling == "mean"
-    assert NexusConfig(**SHAPE).classifier_pooling == "last"
+    ids = padded()["input_ids"][:1]
+    for is_causal, place in ((False, slice(None)), (True, slice(-1, None))):
+        model = build(NexusForSequenceClassification, is_causal=is_causal)
+        read = model.model(ids).last_hidden_state[:, place].mean(1)
+        assert_close(model(ids).logits, model.score(read))
     with pytest.raises(StrictDataclassError, match="classifier_pooling='cls'"):
         NexusConfig(**SHAPE, classifier_pooling="cls")
+
+
+def test_a_classifier_needs_to_know_the_padding():
+    model, ids = build(NexusForSequenceClassification), padded()["input_ids"][:1]
+    with pytest.raises(ValueError, match=r"classifier_pooling='mean' needs an attention_mask of \(B, T\)"):
+        model(ids, torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool))
+    with pytest.raises(ValueError, match="A cache needs a causal model"):
+        model(ids, cache=DynamicCache())
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([0, 1, 2, 0, 1]), torch.randn(5, 3)], ids=["one", "several"])
@@ -230,8 +334,6 @@ def test_convert_verify_fill_in_and_back(folder, nexus, tmp_path):
     assert status == 0, errors
     again, source = (AutoModelForMaskedLM.from_pretrained(path) for path in (tmp_path / "again", folder))
     assert all(torch.equal(one, other) for one, other in zip(again.parameters(), source.parameters(), strict=True))
-    status, _, errors = nexus("inspect", tmp_path / "nexus", "a b")
-    assert status == 1 and "is an encoder" in errors
 
 
 def test_a_stranger_loads_it_in_a_fresh_process(tmp_path):
@@ -248,6 +350,24 @@ def test_a_stranger_loads_it_in_a_fresh_process(tmp_path):
     command = [sys.executable, "-c", script, tmp_path / "model"]
     printed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True).stdout
     assert float(printed) == pytest.approx(model(torch.arange(1, 12)[None]).logits.double().sum().item(), abs=1e-3)
+
+
+def test_the_example_learns_proteins_and_goes_on(tmp_path, monkeypatch, capsys):
+    script = Path(nexus_transformers.__file__).parent / "examples" / "proteins.py"
+
+    def run(out, *arguments):
+        monkeypatch.setattr("sys.argv", ["proteins.py", str(out), "--batch", "8", *map(str, arguments)])
+        runpy.run_path(str(script), run_name="__main__")
+        return [float(number) for number in re.search(r"(\S+) -> (\S+)\n", capsys.readouterr().out).groups()]
+
+    _, after = run(tmp_path / "one", "--steps", 40)
+    assert after > 0.04, "amino acids, not special tokens"
+    fasta = tmp_path / "few.fasta"
+    fasta.write_text(">a protein\nMKTAYIAKQR\nQISFVKSHFSRQ\n>another\nmktayiakqrqisf vkshfsrq\n" * 4)
+    run(tmp_path / "two", "--steps", 2, "--fasta", fasta, "--model", tmp_path / "one")
+    assert not NexusForMaskedLM.from_pretrained(tmp_path / "two").config.is_causal
+    read = runpy.run_path(str(script))["read_fasta"]
+    assert read(fasta) == ["MKTAYIAKQRQISFVKSHFSRQ"] * 8
 
 
 def test_trainer_with_the_collator_of_masked_language_models(tmp_path):

@@ -45,6 +45,14 @@ class Source(Checkpoint):
     left_templates: list[str] = field(default_factory=list)
     wrapper: str | None = None
 
+    def nexus_fields(self) -> dict[str, Any]:
+        """The decoder fields of the Nexus config, of which some families have a few in their weights."""
+        fields = self.family.nexus_config(self.raw_config, self.config)
+        if not self.family.in_weights:
+            return fields
+        config = NexusConfig(**fields, attention_order=1)
+        return fields | {name: read(self, config) for name, read in self.family.in_weights.items()}
+
 
 @dataclass(kw_only=True)
 class Nexus(Checkpoint):
@@ -55,7 +63,8 @@ class Nexus(Checkpoint):
     @property
     def architecture(self) -> str:
         """The class that the weights were saved from. Raises `CheckpointError` if it is none of ours."""
-        named = self.raw_config.get("architectures") or ["NexusForCausalLM"]
+        usual = "NexusForCausalLM" if self.config.is_causal else "NexusForMaskedLM"
+        named = self.raw_config.get("architectures") or [usual]
         if not isinstance(named, list) or not isinstance(named[0], str) or named[0] not in AUTO_CLASSES:
             raise CheckpointError(
                 f"{self.folder / 'config.json'}: architectures is {named!r}, none of {', '.join(AUTO_CLASSES)}."

@@ -14,6 +14,7 @@ from ...configuration_nexus import NexusConfig
 from ...errors import CheckpointError, ConversionError, told_as
 from ...modeling_nexus import is_gate
 from ..families import Family
+from ..families.rules import LEFT_BEHIND
 from .added import initial, is_nesting
 from .open import Nexus, Source
 from .shards import Planned
@@ -71,16 +72,20 @@ def plan_source(nexus: Nexus, family: Family, source_config: Any) -> dict[str, P
     plan, used = {}, set()
     for in_memory, tensor in expected.items():
         name = family.saved_as.get(in_memory, in_memory)
-        targets = family.rule_of(name).targets
-        if config.tie_word_embeddings and set(targets) <= family.optional and targets[0] not in nexus.tensors:
+        rule = family.rule_of(name)
+        targets = rule.targets
+        if rule == LEFT_BEHIND:
+            continue
+        if targets and config.tie_word_embeddings and set(targets) <= family.optional - nexus.tensors.keys():
             continue
         for target in targets:
             if target not in nexus.tensors:
                 raise CheckpointError(f"{nexus.label}: lacks tensor {target!r}; the model is incomplete.")
         parts = [nexus.tensors[target] for target in targets]
-        joined = family.rule_of(name).join(parts, config)
-        check_shape(nexus, ", ".join(targets), joined, tensor)
-        plan[name] = Planned(joined, partial(read_joined, nexus, family, name, config), origin(nexus, targets[0]))
+        joined = rule.join(parts, config)
+        check_shape(nexus, ", ".join(targets) or name, joined, tensor)
+        cause = origin(nexus, targets[0] if targets else name)
+        plan[name] = Planned(joined.to("meta"), partial(read_joined, nexus, family, name, config), cause)
         used.update(targets)
     for name in nexus.tensors:
         if name not in used and not is_nesting(name):

@@ -117,7 +117,7 @@ def unreadable(checkpoint: Checkpoint, name: str) -> CheckpointError:
 def check_depth(checkpoint: Checkpoint) -> None:
     """Before anything is made for every layer of which a config speaks: it may speak of a billion."""
     said = checkpoint.raw_config.get("num_hidden_layers", checkpoint.raw_config.get("num_layers"))
-    numbers = {match[1] for name in checkpoint.tensors if (match := re.search(r"(?:^|\.)layers\.(\d+)\.", name))}
+    numbers = {match[1] for name in checkpoint.tensors if (match := re.search(r"(?:^|\.)layers?\.(\d+)\.", name))}
     if isinstance(said, int) and len(numbers) < said:
         raise CheckpointError(
             f"{checkpoint.label}: lacks layers: config.json says {said}, the weights have {len(numbers)}. "

@@ -4,6 +4,7 @@ translate to Nexus and back. A family is data; the code that applies it is here 
 """
 
 import re
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -18,7 +19,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from ...configuration_nexus import NexusConfig
 from ...errors import ConversionError, reason_of
 from .refused import REFUSED
-from .rules import NOTHING, Computed, WeightRule, whole, windowed_layers
+from .rules import NOTHING, Computed, WeightRule, rope_of, whole, windowed_layers
 
 # Fields of a config.json that say nothing about the function which the model computes: what PreTrainedConfig knows, or
 # knew in an old version, generation settings, which Transformers moves to the generation config, and leftovers of
@@ -42,7 +43,7 @@ ROPE_FIELDS = {
     "partial_rotary_factor": "partial_rotary_factor",
     "rotary_pct": "partial_rotary_factor",
 }
-LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")  # its number, in the name of a tensor
+LAYER = re.compile(r"((?<=\.layers\.)|(?<=\.layer\.))\d+(?=\.)")  # its number, in the name of a tensor
 # Fields of a NexusConfig that say nothing about the function of its last levels, which is what a source computes
 NESTING_FIELDS = frozenset(
     """
@@ -67,7 +68,9 @@ class Family:
         ignored: source fields that its modelling code does not read, or only to train: other dropouts than attention's.
         required: source field -> the only value that Nexus can reproduce.
         because: such a field -> why, where it is not that Nexus has no switch for it.
+        in_weights: NexusConfig field -> how it is read from the weights, where config.json does not say it.
         partial_rotary: its modelling code can rotate a part of each head only.
+        reorders: its modelling code multiplies or adds in another order.
         optional: Nexus tensors that a source may lack (a tied output projection).
         saved_as: name in the state dict of Transformers' class -> name in files, where they are not the same.
     """
@@ -81,14 +84,16 @@ class Family:
     ignored: frozenset[str] = frozenset()
     required: dict[str, Any] = field(default_factory=dict)
     because: dict[str, str] = field(default_factory=dict)
+    in_weights: dict[str, Callable[[Any, Any], Any]] = field(default_factory=dict)
     partial_rotary: bool = False
+    reorders: bool = False
     optional: frozenset[str] = frozenset({"lm_head.weight"})
     saved_as: dict[str, str] = field(default_factory=dict)
 
     @property
     def prefix(self) -> str:
         """What the names of the decoder's tensors begin with, in a model with a head: "model."."""
-        return next(name for name in self.weights if "layers.*." in name).split("layers.*.")[0]
+        return next(name for name in self.weights if "*" in name).split(".")[0] + "."
 
     @property
     def is_encoder(self) -> bool:
@@ -106,7 +111,7 @@ class Family:
         The source multiplies several projections in one product, or adds in another order: logits agree up to rounding,
         not bit for bit.
         """
-        return any(rule.split is not whole for rule in self.weights.values())
+        return self.reorders or any(rule.split is not whole for rule in self.weights.values())
 
     def nexus_config(self, raw: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
         """
@@ -129,7 +134,7 @@ class Family:
                 )
         check_numbers({name: getattr(config, name, None) for name in self.config})
         check_padding(config)
-        for kind, rope in ropes(config.rope_parameters).items():
+        for kind, rope in ropes(rope_of(config)).items():
             self._check_rope(raw if kind == "full_attention" else {}, rope)
         fields = {target: getattr(config, source, None) for source, target in self.config.items()}
         return deepcopy({**fields, **self.computed.read(config), **self.fixed})
@@ -172,13 +177,19 @@ class Family:
                 f"cannot become a model of model_type={self.model_type!r}: {reason_of(error)}."
             ) from error
         wanted = decoder_fields(config).items()
-        other = [f"{name}={value!r} (there {expressed[name]!r})" for name, value in wanted if value != expressed[name]]
+        other = [
+            f"{name}={value!r} (there {expressed[name]!r})"
+            for name, value in wanted
+            if value != expressed[name] and name not in self.in_weights
+        ]
         if other:
             raise ConversionError(f"model_type={self.model_type!r} has no way to say {', '.join(other)}.")
         return source_config
 
     def knows(self, source_name: str) -> bool:
-        return "*" not in source_name and LAYER.sub("*", source_name, count=1) in self.weights
+        pattern = LAYER.sub("*", source_name, count=1)
+        # Of ESM, Transformers writes a buffer under a name with an asterisk in it.
+        return pattern in self.weights and not ("*" in source_name and self.weights[pattern].targets)
 
     def sources_of(self, target: str) -> list[str]:
         """The names that a source tensor outside of the layers, which becomes this one, may have."""
@@ -255,6 +266,7 @@ def decoder_fields(config: NexusConfig) -> dict[str, Any]:
         "sliding_layers": windowed,
         "sliding_window": config.sliding_window if windowed else None,
         "attention_multiplier": config.attention_multiplier or config.head_dim**-0.5,
+        "mask_token_id": config.mask_token_id if config.token_dropout else None,
         "layers_without_rope": sorted(config.layers_without_rope or ()),
     }
 

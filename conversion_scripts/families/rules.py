@@ -40,6 +40,11 @@ class WeightRule:
 LEFT_BEHIND = WeightRule(())
 
 
+def from_config(make: Callable[[NexusConfig], torch.Tensor]) -> WeightRule:
+    """A tensor of the source that is no weight of Nexus, since the config has what is in it."""
+    return WeightRule((), join=lambda tensors, config: make(config))
+
+
 def renamed(names: dict[str, str]) -> dict[str, WeightRule]:
     """A table of plain renames: source name -> Nexus name."""
     return {source: WeightRule((target,)) for source, target in names.items()}
@@ -126,6 +131,13 @@ class Computed:
 
 
 NOTHING = Computed(frozenset(), lambda config: {}, lambda config: {})
+
+
+def rope_of(config: Any) -> dict[str, Any]:
+    """The rotary settings of a source's config, some of which have a theta and nothing else."""
+    if hasattr(config, "rope_parameters"):
+        return config.rope_parameters
+    return {"rope_type": "default", "rope_theta": config.rope_theta}
 
 
 def switch(name: str, *targets: str) -> Computed:

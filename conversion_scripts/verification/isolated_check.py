@@ -50,20 +50,25 @@ TEMPLATE = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"
 @torch.inference_mode()
 def logits_of(model, batches: list[list[int]], long: list[int]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """
-    Logits of each passage alone, then of the first two together with the second one padded on the left, and the last
-    ones of the long passage. Also the hidden states of the first passage, before the first layer and after every layer.
+    Logits of each passage alone, then of the first two together with the second one padded on the left, of an encoder
+    on the right too, and the last ones of the long passage. Also the hidden states of the first passage, before the
+    first layer and after every layer.
     """
     first = model(torch.tensor(batches[:1]), output_hidden_states=True, return_dict=True)
     outputs = [first.logits[0]]
     outputs += [model(torch.tensor([ids]), return_dict=True).logits[0] for ids in batches[1:]]
     longer, shorter = batches[0], batches[1][: len(batches[0]) // 2]
     padding = len(longer) - len(shorter)
-    mask = torch.ones(2, len(longer), dtype=torch.long)
-    mask[1, :padding] = 0
-    ids = torch.tensor([longer, [0] * padding + shorter])
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    padded = model(ids, attention_mask=mask, position_ids=positions, return_dict=True).logits
-    outputs += [padded[0], padded[1, padding:]]
+    for left in (padding,) if model.can_generate() else (padding, 0):
+        row = [0] * left + shorter + [0] * (padding - left)
+        mask = torch.ones(2, len(longer), dtype=torch.long)
+        mask[1] = 0
+        mask[1, left : left + len(shorter)] = 1
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        padded = model(
+            torch.tensor([longer, row]), attention_mask=mask, position_ids=positions, return_dict=True
+        ).logits
+        outputs += [padded[0], padded[1, mask[1].bool()]]
     if long:
         kept = 2 * probes.BEYOND
         kwargs = {"logits_to_keep": kept} if model.can_generate() else {}
@@ -164,10 +169,11 @@ def device_map(auto_class, config, attn_implementation: str, trust_remote_code: 
             config, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
         )
     middle = f".layers.{from_the_middle(config.get_text_config())[0]}."
-    return {
+    leaves = {name: module for name, module in model.named_modules() if not list(module.children())}
+    others = {name: "cpu" for name, _ in model.named_parameters() if name.rpartition(".")[0] not in leaves}
+    return others | {
         name: "disk" if isinstance(module, torch.nn.Linear | torch.nn.Embedding) and middle not in name else "cpu"
-        for name, module in model.named_modules()
-        if not list(module.children())
+        for name, module in leaves.items()
     }
 
 
@@ -272,6 +278,8 @@ def compare_models(request: dict, prompt: list[int], texts: list[list[int]]) -> 
         vocab_size = config.vocab_size
         length = max(min(longest, config.max_position_embeddings - new_tokens), 2)
         batches = probes.passages(texts, vocab_size, count, length)
+        if request["mask_token_id"] is not None:
+            batches = probes.masked(batches, request["mask_token_id"], vocab_size)
         prompt = prompt[:length] or batches[0][:8]
         afforded = probes.AFFORDED / source.num_parameters()
         inner = {"inner_window": request["inner_window"]} if request["inner_window"] else {}

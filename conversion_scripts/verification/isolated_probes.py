@@ -43,6 +43,18 @@ def passages(texts: list[list[int]], vocab_size: int, count: int, length: int) -
     return batches
 
 
+def masked(batches: list[list[int]], token: int, vocab_size: int) -> list[list[int]]:
+    """With some tokens masked, in every passage another share of them: a model may count them."""
+    generator = torch.Generator().manual_seed(1)
+    if not 0 <= token < vocab_size:
+        return batches
+    draws = [torch.rand(len(ids), generator=generator) < 0.15 * (number % 3) for number, ids in enumerate(batches)]
+    return [
+        [token if hidden else id for id, hidden in zip(ids, drawn.tolist(), strict=True)]
+        for ids, drawn in zip(batches, draws, strict=True)
+    ]
+
+
 def tokens(tokenizer, text: str, vocab_size: int) -> list[int]:
     """Empty if the tokenizer cannot, or makes tokens that the model has not."""
     try:

@@ -82,7 +82,7 @@ def verify_opened(
 
 def compare_configs(source: Source, result: Nexus) -> None:
     """Every field that the function depends on. Many show in no short text: a window, say, or a rotary embedding."""
-    expected = NexusConfig(**source.family.nexus_config(source.raw_config, source.config), attention_order=1)
+    expected = NexusConfig(**source.nexus_fields(), attention_order=1)
     wanted, actual = decoder_fields(expected), decoder_fields(result.config)
     for name, value in wanted.items():
         if actual[name] != value:
@@ -167,7 +167,8 @@ def compare_functions(
         "gguf": {"gguf_file": source.gguf_file} if source.gguf_file else {},
         "of_images_too": source.wrapper is not None,
         "is_encoder": source.family.is_encoder,
-        "rope_parameters": source.config.rope_parameters,
+        "mask_token_id": getattr(source.config, "mask_token_id", None) if source.family.is_encoder else None,
+        "rope_parameters": getattr(source.config, "rope_parameters", None),
         "dtype": str(dtype).removeprefix("torch."),
         "attn_implementation": "sdpa",
         "inner_window": nexus.config.inner_window,

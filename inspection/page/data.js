@@ -5,7 +5,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const TOKENS = data.tokens.length;
 const LAYERS = data.orders.length;
-const CELLS = (TOKENS * (TOKENS + 1)) / 2; // of one map: rows 0, 1, ... up to the diagonal
+const CELLS = data.causal ? (TOKENS * (TOKENS + 1)) / 2 : TOKENS * TOKENS; // of one map: rows up to the diagonal, or whole
 const STEPS = 1000; // weights are whole numbers of 1/1000
 let allCells = 0;
 // [layer][map]; an inner level may serve one branch only, and its map may have fewer heads than the layer
@@ -53,10 +53,16 @@ function headIn(layer, map, head) {
   return Math.floor((head * mapsOf[layer][map].heads) / data.heads);
 }
 
+/** Whether token i may look at token j. The tokens of an encoder look at all. */
+function seen(i, j) {
+  return j <= i || !data.causal;
+}
+
 /** How much token i attends to token j. */
 function weight(layer, map, head, i, j) {
-  if (j > i) return 0;
-  return cells[mapsOf[layer][map].start + headIn(layer, map, head) * CELLS + (i * (i + 1)) / 2 + j] / STEPS;
+  if (!seen(i, j)) return 0;
+  const row = data.causal ? (i * (i + 1)) / 2 : i * TOKENS;
+  return cells[mapsOf[layer][map].start + headIn(layer, map, head) * CELLS + row + j] / STEPS;
 }
 
 /** What refining adds to the attention that a token gets. */

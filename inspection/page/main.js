@@ -7,14 +7,14 @@ let largeMaps = [];
 let hovered = [null, null];
 
 /**
- * Unless the address says otherwise: the last token, from which the model predicts, and the head in which it gains most;
- * if it gains nothing in any, the largest gain of all.
+ * Unless the address says otherwise: the last token, from which a decoder predicts, and the head in which it gains most;
+ * if it gains nothing in any, or if the model is an encoder, the largest gain of all.
  */
 function startingState() {
   const best = { layer: 0, head: 0, token: TOKENS - 1, branch: BRANCHES.includes("key") ? "key" : BRANCHES[0] };
   let largest = [false, 0];
   allPaths.forEach((heads, layer) => heads.forEach((paths, head) => paths.forEach(([query, , gained]) => {
-    const here = [query === TOKENS - 1, gained];
+    const here = [data.causal && query === TOKENS - 1, gained];
     if (here[0] > largest[0] || (here[0] === largest[0] && here[1] > largest[1])) {
       largest = here;
       Object.assign(best, { layer, head, token: query });
@@ -93,7 +93,7 @@ function showReadout(i, j) {
   readout.replaceChildren();
   if (i === null || j === null) return;
   readout.append(named(i), " → ", named(j));
-  if (j > i) {
+  if (!seen(i, j)) {
     readout.append(": comes later");
     return;
   }

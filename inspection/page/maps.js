@@ -32,7 +32,7 @@ function mapImage(value, size, diverging) {
       const right = Math.max(left + 1, Math.ceil((x + 1) * span));
       let farthest = null;
       for (let i = top; i < bottom && i < TOKENS; i++) {
-        for (let j = left; j < right && j <= i; j++) {
+        for (let j = left; j < right && seen(i, j); j++) {
           const here = value(i, j);
           if (farthest === null || Math.abs(here) > Math.abs(farthest)) farthest = here;
         }
@@ -119,12 +119,17 @@ class LargeMap {
     const { cell, margin } = this;
     context.strokeStyle = css("accent");
     context.lineWidth = 1.5;
-    context.strokeRect(margin - 0.5, margin + query * cell - 0.5, (query + 1) * cell + 1, cell + 1);
-    if (row === null || column === null || column > row) return;
+    const markRow = (i) => {
+      const end = data.causal ? i + 1 : TOKENS;
+      context.strokeRect(margin - 0.5, margin + i * cell - 0.5, end * cell + 1, cell + 1);
+    };
+    markRow(query);
+    if (row === null || column === null || !seen(row, column)) return;
     context.strokeStyle = css("faint");
     context.lineWidth = 1;
-    context.strokeRect(margin - 0.5, margin + row * cell - 0.5, (row + 1) * cell + 1, cell + 1);
-    context.strokeRect(margin + column * cell - 0.5, margin + column * cell - 0.5, cell + 1, cell * (TOKENS - column) + 1);
+    markRow(row);
+    const top = data.causal ? column : 0;
+    context.strokeRect(margin + column * cell - 0.5, margin + top * cell - 0.5, cell + 1, cell * (TOKENS - top) + 1);
   }
 
   labels(context, query, [row, column]) {

@@ -30,17 +30,17 @@ function textOfMap(layer, map, head, query, choose) {
     const value = weight(layer, map, head, query, j);
     const token = make("button", { type: "button", class: "token", tabindex: "-1", "data-token": j });
     token.textContent = visible(j);
-    token.title = j > query ? `${j}: comes later` : `${j}: ${spelled(value)}`;
+    token.title = seen(query, j) ? `${j}: ${spelled(value)}` : `${j}: comes later`;
     token.style.setProperty("--weight", `${(100 * Math.sqrt(value)).toFixed(1)}%`);
     if (value > 0.4) token.classList.add("strong");
     if (j === query) token.classList.add("query");
-    if (j > query) token.classList.add("later");
+    if (!seen(query, j)) token.classList.add("later");
     if (j >= data.prompt_tokens) token.classList.add("generated");
     token.addEventListener("click", () => choose(j));
     text.append(token);
     if (data.tokens[j].includes("\n")) text.append(make("br"));
   }
-  const largest = [...Array(query + 1).keys()]
+  const largest = [...data.tokens.keys()]
     .map((j) => [j, weight(layer, map, head, query, j)])
     .filter(([, value]) => value >= LEAST)
     .sort(([, one], [, other]) => other - one)

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from common import costs
-from nexus_transformers import NexusConfig, NexusForCausalLM
+from nexus_transformers import NexusConfig, NexusForCausalLM, NexusForMaskedLM
 from nexus_transformers.inputs_nexus import block_size
 from nexus_transformers.modeling_nexus import NexusAttentionCall
 
@@ -135,6 +135,31 @@ def test_a_window_counts_what_a_token_sees():
     for window in (1, 5, 32, 100):
         size = block_size(window)
         assert costs.pairs(2 * size + 1, 0, "cpu", window) == 3 * size * 2 * size, "three blocks"
+
+
+ENCODERS = {
+    "encoder": {"attention_order": [2, 1, 1]},
+    "encoder, window": {"attention_order": [2, 1, 1], "inner_window": 5},
+    "encoder, head of ESM-2": {"attention_order": 1, "lm_head_transform": True, "tie_word_embeddings": False},
+}
+
+
+@pytest.mark.parametrize("changes", ENCODERS.values(), ids=ENCODERS)
+@pytest.mark.parametrize("training", [False, True])
+def test_flops_of_an_encoder_are_those_that_pytorch_counts(changes, training):
+    config = NexusConfig(**SHAPE | changes, is_causal=False, num_layers=3, attn_implementation="eager")
+    model, ids = NexusForMaskedLM(config), token_ids()
+    expected = costs.flops(config, BATCH, LENGTH, training=training, attention="all")["total"]
+    assert counted((lambda: model(ids, labels=ids).loss.backward()) if training else (lambda: model(ids))) == expected
+    assert costs.cache_bytes(config, BATCH, LENGTH, itemsize=4) == 0
+    assert costs.parameters(config) == sum(each.numel() for each in model.parameters() if each.dim() == 2)
+
+
+def test_a_window_of_an_encoder_counts_both_sides():
+    assert costs.pairs_both_sides(6, "causal", 2) == 3 + 4 + 5 + 5 + 4 + 3
+    assert costs.pairs_both_sides(6, "causal") == costs.pairs_both_sides(6, "cpu", 2) == 36
+    config = NexusConfig(**SHAPE, num_layers=1, attention_order=2, inner_window=2, is_causal=False)
+    assert costs.flops(config, 1, 6)["attention"] == 2 * 2 * 4 * 8 * (24 + 36)
 
 
 @each_variant

@@ -134,6 +134,8 @@ def test_the_way_back_writes_the_spelling_of_transformers_4_too(tmp_path):
 def test_either_spelling_alone_says_the_same(family, scaling):
     """As Transformers reads it: a tool that knows the old names only builds the same model."""
     shape = dict(checkpoints.SHAPES[family])
+    if "rope_parameters" not in shape:
+        pytest.skip("has a theta alone, spelled the same in both")
     if scaling and family != "phi3":
         shape["rope_parameters"] = {**shape["rope_parameters"], "rope_type": scaling, "factor": 2.0}
     model = checkpoints.make(family, **shape)

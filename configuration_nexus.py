@@ -18,6 +18,7 @@ if release(transformers.__version__) < release(TESTED_TRANSFORMERS[0]):
         "installed: pip install --upgrade transformers"
     )
 
+import copy  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from dataclasses import fields  # noqa: E402
 from difflib import get_close_matches  # noqa: E402
@@ -276,8 +277,9 @@ class NexusConfig(PreTrainedConfig):
         if self.attention_out_bias is None:
             self.attention_out_bias = self.attention_bias
         if self.sliding_rope_parameters is not None:
-            defaults = {"rope_type": "default", "rope_theta": 10000.0}
-            self.sliding_rope_parameters = defaults | self.sliding_rope_parameters
+            rope = self.sliding_rope_parameters
+            defaults = {"rope_type": rope.get("type", "default"), "rope_theta": self.default_theta}
+            self.sliding_rope_parameters = defaults | rope
         self.base_model_tp_plan = self.base_model_tp_plan | self.attention_tp_plan()
         # A folder that `save_pretrained` writes must load through every Auto class, not only the one that saved it.
         kwargs["auto_map"] = dict(AUTO_MAP)
@@ -397,6 +399,11 @@ class NexusConfig(PreTrainedConfig):
         if self.classifier_pooling not in (None, "last", "first", "mean"):
             raise ValueError(f"classifier_pooling={self.classifier_pooling!r}: choose 'last', 'first' or 'mean'.")
         self.check_encoder()
+        if "full_attention" in self.rope_parameters:
+            raise ValueError(
+                "rope_parameters has settings for each kind of layer: give those of layers with a window as "
+                "sliding_rope_parameters, the others as rope_parameters."
+            )
         self.check_positions()
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; choose one of {', '.join(ACT2FN)}.")
@@ -435,6 +442,12 @@ class NexusConfig(PreTrainedConfig):
         known = [kind for kind in ("default", *ROPE_INIT_FUNCTIONS) if kind != "longrope"]
         if rope["rope_type"] not in known:
             raise ValueError(f"sliding_rope_parameters={rope}: rope_type must be one of {', '.join(known)}.")
+        alone = copy.copy(self)
+        alone.rope_parameters = dict(rope)
+        try:
+            alone.validate_rope()
+        except KeyError as error:  # a type without what it needs
+            raise ValueError(f"sliding_rope_parameters={rope}: {error.args[0]}.") from error
 
     def check_encoder(self):
         for name in ("lm_head_transform", "token_dropout"):
@@ -597,6 +610,8 @@ def refuse_unknown_fields(arguments: dict) -> None:
             "This is a model of Nexus 0.1 (its config has `share_projections`), which 0.2 cannot run: convert its "
             "source again, or load it with trust_remote_code=True where nexus-transformers is not installed."
         )
+    if "float32_norm_and_rope" in arguments:
+        raise ValueError("float32_norm_and_rope is two fields now: set float32_norm and float32_rope.")
     names = {field.name for field in fields(NexusConfig)}
     for name in arguments:
         if name in ("rope_theta", "rope_scaling") or hasattr(PreTrainedConfig, name):

@@ -35,7 +35,7 @@ REFUSED = {
     "queries only": "more than one module",
     "two windows": "knows one window",
 }
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "phi3", "olmo2")  # others are made of the same switches
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "phi3", "olmo2")
 SERVED = "llama"  # by the server
 
 

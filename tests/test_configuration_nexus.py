@@ -173,6 +173,8 @@ def test_rope_keywords_are_folded_into_rope_parameters(keywords, rope_parameters
         ("hidden_act", {"hidden_act": "swish2"}),
         ("norm_type", {"norm_type": "batchnorm"}),
         ("norm_position", {"norm_position": "around"}),
+        ("two fields now: set float32_norm", {"float32_norm_and_rope": True}),
+        ("as sliding_rope_parameters", {"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}),
         ("residual_multiplier=1", {"residual_multiplier": 0.5, "parallel_residual": True}),
         ("embedding_multiplier=0", {"embedding_multiplier": 0}),
         ("attention_multiplier=-1", {"attention_multiplier": -1}),
@@ -180,6 +182,10 @@ def test_rope_keywords_are_folded_into_rope_parameters(keywords, rope_parameters
         ("layers_without_rope=.* layers of 0 to", {"layers_without_rope": [99]}),
         ("sliding_rope_parameters=.* no layer has", {"sliding_rope_parameters": {}}),
         ("rope_type must be", {"sliding_rope_parameters": {"rope_type": "spiral"}, "sliding_window": 4}),
+        (
+            "sliding_rope_parameters=.* Missing required keys .*factor",
+            {"sliding_rope_parameters": {"type": "linear"}, "sliding_window": 4},  # as it was once spelled
+        ),
         ("parallel_residual=True", {"norm_position": "post", "parallel_residual": True}),
         ("qk_norm='head'", {"qk_norm": "head"}),
         ("sliding_window=1", {"sliding_window": 1}),  # caches would keep every token

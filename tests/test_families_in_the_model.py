@@ -1,4 +1,4 @@
-"""Order 1, and closed gates, are Transformers' own Llama, Mistral, Qwen2, Qwen3, OLMo 2 and GPT-NeoX, weights equal."""
+"""Order 1, and closed gates, are Transformers' own Llama, Mistral, Qwen2, Gemma 3 and others, weights equal."""
 
 import pytest
 import torch
@@ -17,8 +17,15 @@ SHAPE = {
 }
 GROUPED = {"num_key_value_heads": 2, "head_dim": 12, "rms_norm_eps": 1e-6}  # head_dim is not hidden_size / heads
 LONG = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0, "original_max_position_embeddings": 16}
+FACTORS = {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.6, "logits_scaling": 2.0}
+SLIDING = {"rope_type": "default", "rope_theta": 100.0}
+TWO_ROPES = {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {"full_attention": LONG, "sliding_attention": SLIDING},
+}
+SAME_ROPES = {"rope_parameters": LONG, "sliding_rope_parameters": SLIDING, "sliding_layers": [0, 2]}
 
-# name -> class, its own options, the Nexus options that say the same, tolerance where addition is in another order
+# name -> config, its own options, the Nexus options that say the same, tolerance where addition is in another order
 FAMILIES = {
     "llama": (
         "Llama",
@@ -57,6 +64,34 @@ FAMILIES = {
         "Olmo2",
         {"num_key_value_heads": 2, "rms_norm_eps": 1e-6},
         {"head_dim": 8, "qk_norm": "across_heads", "norm_position": "post", "float32_norm": True, "float32_rope": True},
+        0,
+    ),
+    "granite": (
+        "Granite",
+        {"num_key_value_heads": 2, "rms_norm_eps": 1e-6, **FACTORS},
+        {"head_dim": 8},
+        0,
+    ),
+    "smollm3": (
+        "SmolLM3",
+        {"num_key_value_heads": 2, "rms_norm_eps": 1e-6, "no_rope_layers": [1, 0, 1], "rope_parameters": LONG}
+        | {"use_sliding_window": True, "sliding_window": 5},  # in the layer without positions
+        {"head_dim": 8, "layers_without_rope": [1], "sliding_layers": [1]},
+        0,
+    ),
+    "olmo3": (
+        "Olmo3",
+        {"num_key_value_heads": 2, "rms_norm_eps": 1e-6, "sliding_window": 5, **TWO_ROPES},
+        {"head_dim": 8, "qk_norm": "across_heads", "norm_position": "post", "float32_norm": True, "float32_rope": True}
+        | SAME_ROPES,
+        0,
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        {**GROUPED, "sliding_window": 5, "query_pre_attn_scalar": 20, **TWO_ROPES},
+        {"qk_norm": True, "norm_type": "zero_centered_rmsnorm", "norm_position": "both"}
+        | {"hidden_act": "gelu_pytorch_tanh", "embedding_multiplier": 32**0.5, "attention_multiplier": 20**-0.5}
+        | SAME_ROPES,
         0,
     ),
     "gpt-neox": (
@@ -125,7 +160,7 @@ def pair(family, nesting, implementation="sdpa", tied=False):
     config_class = getattr(transformers, f"{name}Config")
     source_config = config_class(num_hidden_layers=3, tie_word_embeddings=tied, **{**SHAPE, **source_options})
     source_config._attn_implementation = implementation
-    source = getattr(transformers, f"{name}ForCausalLM")(source_config).eval()
+    source = transformers.AutoModelForCausalLM.from_config(source_config).eval()
     for parameter_name, parameter in source.named_parameters():
         if "norm" in parameter_name or parameter_name.endswith("bias"):
             torch.nn.init.normal_(parameter, mean=float("norm.weight" in parameter_name), std=0.3)
@@ -194,6 +229,14 @@ def test_tied_weights(family):
         ("mistral, window", {"sliding_window": 6}),
         ("qwen2, window in the last layer", {"sliding_layers": [1]}),
         ("llama, yarn", {"rope_parameters": {**LONG, "factor": 2.0}}),
+        ("granite", {"embedding_multiplier": 1.0}),
+        ("granite", {"residual_multiplier": 1.0}),
+        ("granite", {"attention_multiplier": None}),
+        ("granite", {"logits_scaling": 1.0}),
+        ("smollm3", {"layers_without_rope": [0]}),
+        ("olmo3", {"sliding_rope_parameters": None}),
+        ("gemma3", {"norm_type": "rmsnorm"}),
+        ("gemma3", {"attention_multiplier": None}),
     ],
     ids=str,
 )

@@ -127,7 +127,7 @@ class Family:
             )
         for name, value in self.required.items():
             said = raw.get(name, getattr(config, name, value))
-            if said != value and (said or value):  # nothing said is off
+            if said != value and not (is_off(said) and is_off(value)):
                 raise ConversionError(
                     f"config.json: {name}={said!r} is not supported for model_type={self.model_type!r}, only {value!r} "
                     f"is: {self.because.get(name, 'Nexus has no switch for it')}."
@@ -207,6 +207,11 @@ class Family:
             )
         rule = self.weights[pattern]
         return rule if layer is None else replace(rule, targets=tuple(t.replace("*", layer[0]) for t in rule.targets))
+
+
+def is_off(value: Any) -> bool:
+    """A config.json says null or false where a switch is off, by the version of Transformers. 0 is a value."""
+    return value is None or value is False
 
 
 def check_numbers(fields: dict[str, Any]) -> None:

@@ -201,8 +201,6 @@ LAYER_TYPES = Computed(frozenset({"sliding_window", "layer_types"}), _read_windo
 def _read_windows_with_rope(config: Any) -> dict[str, Any]:
     windows = _read_windows(config)
     full, sliding = (config.rope_parameters[f"{kind}_attention"] for kind in ("full", "sliding"))
-    if len(windows.get("sliding_layers", ())) == config.num_hidden_layers:  # the only one there is
-        return {**windows, "rope_parameters": sliding}
     return {**windows, "rope_parameters": full, **({"sliding_rope_parameters": sliding} if windows else {})}
 
 

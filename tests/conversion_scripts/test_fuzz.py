@@ -133,7 +133,11 @@ def test_a_random_checkpoint_becomes_the_same_model_and_comes_back(number, tmp_p
     convert_to_source(out, back, verify=False)
     assert_same(expected, run(back, rounds), rounds=False)
     weights = [
-        dict(pair for file in folder.glob("*.safetensors") for pair in load_file(file).items())
+        {
+            checkpoints.new_name(name): tensor
+            for file in folder.glob("*.safetensors")
+            for name, tensor in load_file(file).items()
+        }
         for folder in (source, back)
     ]
     assert all(torch.equal(weight, weights[0][name]) for name, weight in weights[1].items())

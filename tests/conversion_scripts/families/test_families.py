@@ -425,6 +425,15 @@ def test_an_unknown_field_is_refused(model_type):
         FAMILIES[model_type].nexus_config({**raw_config(config), "clip_qkv": 8}, config)
 
 
+@pytest.mark.parametrize("model_type, name", [("llama", "rope_interleaved"), ("gemma", "use_bidirectional_attention")])
+def test_null_and_false_are_both_off(model_type, name):
+    config = AutoConfig.for_model(model_type, **checkpoints.SHAPES[model_type])
+    read = [FAMILIES[model_type].nexus_config({**raw_config(config), name: off}, config) for off in (None, False)]
+    assert read[0] == read[1]
+    with pytest.raises(ConversionError, match=f"{name}=0"):
+        FAMILIES[model_type].nexus_config({**raw_config(config), name: 0.5}, config)
+
+
 @pytest.mark.parametrize(
     "model_type, changes, named",
     [

@@ -130,6 +130,14 @@ def test_a_window_is_two_sided(backend):
 
 
 @torch.no_grad()
+def test_a_two_sided_window_is_not_computed_in_blocks():
+    """Those that `mask_in_blocks` makes of a long sequence hold no keys after their queries."""
+    model, ids = build(attention_order=2, inner_window=3), torch.randint(1, SHAPE["vocab_size"], (2, 80))
+    model.set_attn_implementation("sdpa")
+    assert_close(model(ids).logits, reference.logits(model.state_dict(), model.config, ids))
+
+
+@torch.no_grad()
 def test_inner_levels_cut_a_ready_mask_to_their_window():
     model, inputs = build(attention_order=2, inner_window=2), padded()
     ready = inputs["attention_mask"].bool()[:, None, None, :].expand(-1, 1, LENGTH, -1)

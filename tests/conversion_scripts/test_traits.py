@@ -136,8 +136,15 @@ def test_either_spelling_alone_says_the_same(family, scaling):
     shape = dict(checkpoints.SHAPES[family])
     if "rope_parameters" not in shape:
         pytest.skip("has a theta alone, spelled the same in both")
-    if scaling and family != "phi3":
-        shape["rope_parameters"] = {**shape["rope_parameters"], "rope_type": scaling, "factor": 2.0}
+    rope, scaled = shape["rope_parameters"], {"rope_type": scaling, "factor": 2.0} if scaling else {}
+    if "full_attention" in rope:
+        sliding = rope["full_attention" if family == "olmo3" else "sliding_attention"]  # OLMo 3 had one theta
+        shape["rope_parameters"] = {
+            "full_attention": {**rope["full_attention"], **scaled},
+            "sliding_attention": sliding,
+        }
+    elif family != "phi3":
+        shape["rope_parameters"] = {**rope, **scaled}
     model = checkpoints.make(family, **shape)
     config = with_old_spellings(json.loads(model.config.to_json_string()))
     if scaling and family != "phi3":

@@ -139,7 +139,7 @@ def test_either_spelling_alone_says_the_same(family, scaling):
     rope, scaled = shape["rope_parameters"], {"rope_type": scaling, "factor": 2.0} if scaling else {}
     if "full_attention" in rope:
         if family == "olmo3":  # whose old spelling is read as one of this theta
-            rope = dict.fromkeys(rope, {"rope_type": "default", "rope_theta": 500000.0})
+            rope = {kind: {"rope_type": "default", "rope_theta": 500000.0} for kind in rope}
         shape["rope_parameters"] = {**rope, "full_attention": {**rope["full_attention"], **scaled}}
     elif family != "phi3":
         shape["rope_parameters"] = {**rope, **scaled}

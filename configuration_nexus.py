@@ -206,11 +206,6 @@ class NexusConfig(PreTrainedConfig):
 
     # What makes it Nexus
     attention_order: int | list[int] | tuple[int, ...] | None = None
-    rope_frequencies: list[float | int] | tuple[float | int, ...] | None = None
-    lm_head_bias: bool = False
-    lm_head_transform: bool = False
-    mask_token_id: int | None = None
-    token_dropout: bool = False
     refine_query: bool = True
     refine_key: bool = True
     refine_value: bool = False
@@ -249,6 +244,7 @@ class NexusConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     rope_parameters: dict | None = None
     sliding_rope_parameters: dict | None = None
+    rope_frequencies: list[float | int] | tuple[float | int, ...] | None = None
     layers_without_rope: list[int] | tuple[int, ...] | None = None
     attention_bias: bool = False
     attention_out_bias: bool | None = None
@@ -261,6 +257,10 @@ class NexusConfig(PreTrainedConfig):
     mlp_bias: bool = False
     classifier_dropout: float | int = 0.1
     classifier_pooling: str | None = None
+    lm_head_bias: bool = False
+    lm_head_transform: bool = False
+    mask_token_id: int | None = None
+    token_dropout: bool = False
 
     def __post_init__(self, **kwargs):
         refuse_unknown_fields(kwargs)

@@ -190,11 +190,10 @@ def window(report: dict, path: Path) -> None:
         "language": "Language modelling, equal compute",
         "recall": "Associative recall, one layer",
         "induction": "Induction, one layer",
-        "hops": "Pointer chasing, two layers",
     }
-    units = {"recall": "{} pairs", "induction": "{} tokens", "hops": "hops: {}"}
-    figure = Figure(figsize=(16, 3.8))
-    for axis, (task, title) in zip(figure.subplots(1, 4), titles.items(), strict=True):
+    units = {"recall": "pairs", "induction": "tokens"}
+    figure = Figure(figsize=(13, 3.8))
+    for axis, (task, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         rows = dict(report["summary"][task])
         standard, whole = rows.pop("standard", None), rows.pop("no window")
         rows["no window"] = whole  # at the right end
@@ -210,9 +209,9 @@ def window(report: dict, path: Path) -> None:
             axis.set_ylabel("held-out bits per byte")
         else:
             sizes = list(whole["accuracy"])
-            for size, colour in zip(sizes, (NESTED, RIVAL, STANDARD), strict=False):
+            for size, colour in zip(sizes, (NESTED, RIVAL), strict=True):
                 accuracies = [row["accuracy"][size] for row in rows.values()]
-                seeds(axis, names, accuracies, "o-", color=colour, label=units[task].format(size))
+                seeds(axis, names, accuracies, "o-", color=colour, label=f"{size} {units[task]}")
             axis.set(ylabel="answers right, %", ylim=(-3, 103))
         axis.set(title=title, xlabel="tokens that an inner level attends to")
         axis.legend()

@@ -14,7 +14,9 @@ def with_old_spellings(config: dict[str, Any]) -> dict[str, Any]:
     theta, share = rope.pop("rope_theta", None), rope.pop("partial_rotary_factor", None)
     old: dict[str, Any] = {"torch_dtype": config.get("dtype")}
     kind = rope.get("rope_type", "default")
-    if kind in ("linear", "dynamic"):
+    if kind != "default" and sliding:
+        old["rope_scaling"] = rope
+    elif kind in ("linear", "dynamic"):
         old["rope_scaling"] = {"type": kind, "factor": rope["factor"]}  # OLMo 2, and others before 4.43, want no more
     elif kind != "default" and config["model_type"] == "phi3":  # which wants a type and two lists of factors, no more
         elsewhere = ("rope_type", "original_max_position_embeddings")

@@ -136,12 +136,18 @@ def test_either_spelling_alone_says_the_same(family, scaling):
     shape = dict(checkpoints.SHAPES[family])
     if "rope_parameters" not in shape:
         pytest.skip("has a theta alone, spelled the same in both")
-    if scaling and family != "phi3":
-        shape["rope_parameters"] = {**shape["rope_parameters"], "rope_type": scaling, "factor": 2.0}
+    rope, scaled = shape["rope_parameters"], {"rope_type": scaling, "factor": 2.0} if scaling else {}
+    if "full_attention" in rope:
+        if family == "olmo3":  # whose old spelling is read as one of this theta
+            rope = {kind: {"rope_type": "default", "rope_theta": 500000.0} for kind in rope}
+        shape["rope_parameters"] = {**rope, "full_attention": {**rope["full_attention"], **scaled}}
+    elif family != "phi3":
+        shape["rope_parameters"] = {**rope, **scaled}
     model = checkpoints.make(family, **shape)
     config = with_old_spellings(json.loads(model.config.to_json_string()))
     if scaling and family != "phi3":
-        assert config["rope_scaling"] == {"type": scaling, "factor": 2.0}  # OLMo 2 of Transformers 4 refuses any more
+        name = "rope_type" if "full_attention" in rope else "type"
+        assert config["rope_scaling"] == {name: scaling, "factor": 2.0}  # OLMo 2 of Transformers 4 refuses any more
     old = {name: value for name, value in config.items() if name not in ("rope_parameters", "dtype")}
     for spelled in (old, config):
         again = type(model.config)(**spelled).rope_parameters

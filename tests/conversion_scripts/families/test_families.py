@@ -99,7 +99,6 @@ CASES = {  # name -> model_type, changes to its shape in `checkpoints`
         "gemma3_text",
         {"layer_types": None, "rope_parameters": None, "num_hidden_layers": 7, "tie_word_embeddings": False},
     ),
-    "gemma3_text, all windowed": ("gemma3_text", {"layer_types": ["sliding_attention"] * 3}),
     "eurobert, tied, no biases": (
         "eurobert",
         {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": True, "classifier_pooling": "late"},

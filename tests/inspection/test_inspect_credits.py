@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nexus_transformers import NexusConfig, NexusForCausalLM
+from nexus_transformers import NexusConfig, NexusForCausalLM, NexusForMaskedLM
 from nexus_transformers.inspection.collect import LayerPass, passes_of
 from nexus_transformers.inspection.credits import Refinement
 from nexus_transformers.inspection.paths import PathFinder
@@ -49,6 +49,10 @@ VARIANTS = {
     "self, order 3": SELF | {"attention_order": 3},
     "self, order 3, queries only": SELF | {"attention_order": 3, "refine_key": False},
     "self, no inner scale": SELF | {"inner_scale": False, "initializer_range": 0.15},
+    "encoder": {"is_causal": False, "attention_order": 3},
+    "encoder, window": {"is_causal": False, "sliding_window": 2, "sliding_layers": [0]},  # two on each side, and itself
+    "encoder, separate": SEPARATE | {"is_causal": False},
+    "encoder, self": SELF | {"is_causal": False},
     "self, norms, window": SELF | {"qk_norm": True, "sliding_window": 5, "sliding_layers": [0]},
 }
 
@@ -56,7 +60,8 @@ VARIANTS = {
 def nested_layers(fields: dict) -> list[tuple[LayerPass, PathFinder]]:
     """Of a random model, run once."""
     config = NexusConfig(**SHAPE | fields)
-    model = NexusForCausalLM._from_config(config, attn_implementation="eager").eval()
+    model_class = NexusForCausalLM if config.is_causal else NexusForMaskedLM
+    model = model_class._from_config(config, attn_implementation="eager").eval()
     for name, parameter in model.named_parameters():
         if name.endswith("_norm.weight"):
             torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
@@ -97,6 +102,8 @@ def test_credits_add_up_to_the_logit_above_the_mean_of_its_row(variant):
     layers = nested_layers(fields)
     assert layers
     for number, (layer, finder) in enumerate(layers):
+        for call in layer.calls:  # of an encoder, later ones too
+            assert torch.equal(call.visible, call.weights.amax(0) > 0)
         window = layer.calls[0].visible.sum(-1).max().item()
         assert window == (5 if "window" in variant and number == 0 else TOKENS)
         assert len(finder.refinements) == expected_refinements(layer.attention, fields)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMaskedLM, AutoTokenizer, EsmTokenizer, pipeline
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, EsmTokenizer, pipeline
 
 import checkpoints
 from nexus_transformers import NexusConfig, NexusForMaskedLM, NexusForSequenceClassification
@@ -92,6 +92,33 @@ def test_a_classifier_starts_from_the_encoder(published, nexus, tmp_path):
     model = NexusForSequenceClassification.from_pretrained(tmp_path / "nexus", num_labels=3)
     ids = torch.randint(4, 24, (2, 12))
     assert torch.equal(model(ids).logits, model.score(model.model(ids).last_hidden_state[:, 0]))
+
+
+PUBLISHED = json.loads("""{
+    "architectures": ["EsmForMaskedLM"], "attention_probs_dropout_prob": 0.0, "classifier_dropout": null,
+    "emb_layer_norm_before": false, "esmfold_config": null, "hidden_act": "gelu", "hidden_dropout_prob": 0.0,
+    "hidden_size": 640, "initializer_range": 0.02, "intermediate_size": 2560, "is_folding_model": false,
+    "layer_norm_eps": 1e-05, "mask_token_id": 32, "max_position_embeddings": 1026, "model_type": "esm",
+    "num_attention_heads": 20, "num_hidden_layers": 30, "pad_token_id": 1, "position_embedding_type": "rotary",
+    "token_dropout": true, "torch_dtype": "float32", "transformers_version": "4.25.0.dev0", "use_cache": true,
+    "vocab_list": null, "vocab_size": 33
+}""")  # of facebook/esm2_t30_150M_UR50D
+
+
+def test_the_config_of_a_published_checkpoint():
+    """As many parameters as in Transformers' class, but for the head for contacts."""
+    config = AutoConfig.for_model(**PUBLISHED)
+    nexus = NexusConfig(**FAMILIES["esm"].nexus_config(PUBLISHED, config), attention_order=1)
+    assert (nexus.head_dim, nexus.token_dropout, nexus.mask_token_id) == (32, True, 32)
+    with torch.device("meta"):
+        model, source = NexusForMaskedLM(nexus), AutoModelForMaskedLM.from_config(config)
+    model.tie_weights()
+    contacts = sum(parameter.numel() for parameter in source.esm.contact_head.parameters())
+    assert model.num_parameters() == source.num_parameters() - contacts
+    returned = FAMILIES["esm"].source_config(nexus)
+    ignored = ("bos_token_id", "dtype", "architectures", "_name_or_path", "transformers_version", "classifier_dropout")
+    said = {name: value for name, value in config.to_dict().items() if name not in (*ignored, "hidden_act")}
+    assert said.items() <= returned.to_dict().items()
 
 
 def test_the_frequencies_of_rope_theta_are_not_written_down():

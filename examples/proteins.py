@@ -80,11 +80,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, order: int) -> NexusForMasked
 def accuracy(model: NexusForMaskedLM, rows: list[dict], collator: DataCollatorForLanguageModeling) -> float:
     """Share of the masked amino acids that are guessed right."""
     model.eval()
-<<<<<<< HEAD
     set_seed(0)  # the same ones are masked before and after
-=======
-    torch.manual_seed(1)  # the same are masked each time
->>>>>>> encoders
     batch = collator(rows).to(model.device)
     labels = batch.pop("labels")
     masked = (batch["input_ids"] == collator.tokenizer.mask_token_id) & (labels != -100)

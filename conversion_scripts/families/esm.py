@@ -59,8 +59,8 @@ def written_frequencies(config: NexusConfig) -> torch.Tensor:
 
 def read_frequencies(checkpoint: Any, config: NexusConfig) -> list[float] | None:
     """
-    Those that were trained with: the published models have them rounded to float16. None where they are those that
-    follow from `rope_theta`.
+    Those that were trained with: Transformers says that published models have them rounded to float16. None where they
+    are those that follow from `rope_theta`.
     """
     names = (FREQUENCIES, *(OLD_FREQUENCIES.format(layer) for layer in (0, "*")))
     name = next((name for name in names if name in checkpoint.tensors), None)

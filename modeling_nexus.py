@@ -661,6 +661,8 @@ class NexusModel(NexusPreTrainedModel):
             self.sliding_rotary_emb = NexusRotaryEmbedding(sliding)
         self.gradient_checkpointing = False
         self.num_slots = config.num_hidden_layers
+        # Transformers changes `config.is_causal` while a forward pass is given `is_causal`, as by continuous batching.
+        self.is_encoder = not config.is_causal
         # while closed levels are skipped: the model's own orders, and the gates that have to stay closed
         self.all_orders: int | list[int] | None = None
         self.skipped_gates: list[nn.Parameter] = []
@@ -722,7 +724,7 @@ class NexusModel(NexusPreTrainedModel):
             if self.config.token_dropout:
                 masked = input_ids == self.config.mask_token_id
                 inputs_embeds = token_dropout(inputs_embeds, masked, attention_mask)
-        if cache is not None:
+        if cache is not None and self.is_encoder:
             refuse_encoder(self.config, "A cache")
         if use_cache and cache is None and self.config.is_causal:
             cache = DynamicCache(config=self.config)
@@ -746,7 +748,7 @@ class NexusModel(NexusPreTrainedModel):
             )
         if self.config.inner_window is not None:
             inner_mask = masks.get("inner_attention")
-            masks["inner_attention"] = inner_mask, mask_in_blocks(inner_mask, self.config, len(inputs_embeds))
+            masks["inner_attention"] = inner_mask, mask_in_blocks(inner_mask, self.config, inputs_embeds.shape[0])
         # cos and sin take the dtype of the first argument, of which nothing else is read
         dtype_like = inputs_embeds[..., :1].float() if self.config.float32_rope else inputs_embeds
         positions = {None: None, "full": for_all_heads(*self.rotary_emb(dtype_like, position_ids))}

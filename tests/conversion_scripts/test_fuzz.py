@@ -82,7 +82,11 @@ def make_source(folder: Path, choice: random.Random) -> str:
     family = choice.choice(sorted(checkpoints.SHAPES))
     shape = dict(checkpoints.SHAPES[family], tie_word_embeddings=choice.random() < 0.5)
     if family not in ("phi3", "gpt_neox", "esm"):
-        shape["rope_parameters"] = {**shape["rope_parameters"], **choice.choice(ROPES)}
+        rope, change = shape["rope_parameters"], choice.choice(ROPES)
+        if "full_attention" in rope:
+            shape["rope_parameters"] = {**rope, "full_attention": {**rope["full_attention"], **change}}
+        else:
+            shape["rope_parameters"] = {**rope, **change}
     model = checkpoints.make(family, DTYPES[choice.choice(list(DTYPES))], **shape)
     checkpoints.write(model, folder, choice.choice(["5GB", "40KB"]))
     config = json.loads((folder / "config.json").read_text())

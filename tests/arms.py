@@ -5,6 +5,7 @@ with each, or to be refused with its reason.
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from nexus_transformers import NexusConfig, NexusForCausalLM
 
@@ -36,10 +37,10 @@ SHAPE = {
 }
 
 
-def build(seed: int = 0, **changes) -> NexusForCausalLM:
+def build(seed: int = 0, model_class: type = NexusForCausalLM, **changes) -> PreTrainedModel:
     """A tiny model, no parameter of which has a special value: as trained models have them, not all 1 and 0."""
     torch.manual_seed(seed)
-    model = NexusForCausalLM(NexusConfig(**SHAPE | changes)).eval()
+    model = model_class(NexusConfig(**SHAPE | changes)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "_gate_" in name:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from arms import ARMS, SHAPE
+from arms import build as build_arm
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForCausalLM,
@@ -43,16 +44,7 @@ each_backend = pytest.mark.parametrize("backend", ["eager", "sdpa"])
 
 
 def build(model_class=NexusForMaskedLM, **changes):
-    """A tiny model, no parameter of which has a special value."""
-    torch.manual_seed(0)
-    model = model_class(NexusConfig(**SHAPE | {"is_causal": False} | changes)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "_gate_" in name:
-                parameter.uniform_(0.2, 0.9)
-            elif "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-    return model
+    return build_arm(model_class=model_class, **{"is_causal": False} | changes)
 
 
 def padded() -> dict[str, torch.Tensor]:

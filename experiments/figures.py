@@ -190,10 +190,11 @@ def window(report: dict, path: Path) -> None:
         "language": "Language modelling, equal compute",
         "recall": "Associative recall, one layer",
         "induction": "Induction, one layer",
+        "hops": "Pointer chasing, two layers",
     }
-    units = {"recall": "pairs", "induction": "tokens"}
-    figure = Figure(figsize=(13, 3.8))
-    for axis, (task, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+    units = {"recall": "pairs", "induction": "tokens", "hops": "hops"}
+    figure = Figure(figsize=(16, 3.8))
+    for axis, (task, title) in zip(figure.subplots(1, 4), titles.items(), strict=True):
         rows = dict(report["summary"][task])
         standard, whole = rows.pop("standard", None), rows.pop("no window")
         rows["no window"] = whole  # at the right end
@@ -209,11 +210,86 @@ def window(report: dict, path: Path) -> None:
             axis.set_ylabel("held-out bits per byte")
         else:
             sizes = list(whole["accuracy"])
-            for size, colour in zip(sizes, (NESTED, RIVAL), strict=True):
+            for size, colour in zip(sizes, (NESTED, RIVAL, STANDARD), strict=False):
                 accuracies = [row["accuracy"][size] for row in rows.values()]
                 seeds(axis, names, accuracies, "o-", color=colour, label=f"{size} {units[task]}")
             axis.set(ylabel="answers right, %", ylim=(-3, 103))
         axis.set(title=title, xlabel="tokens that an inner level attends to")
         axis.legend()
         axis.grid(axis="y")
+    figure.savefig(path)
+
+
+def encoder(report: dict, path: Path) -> None:
+    """A bar for each row, with the spread of its seeds."""
+    panels = {
+        "facts": ("Masked facts, two hops to either side", "answers right, %", "accuracy", 100),
+        "text": ("Masked text", "held-out bits per masked token", "bits_per_token", 1),
+    }
+    figure = Figure(figsize=(10, 3))
+    for axis, (task, (title, label, name, unit)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        rows = report["summary"][task]
+        mean, low, high = ([unit * row[name][each] for row in rows.values()] for each in ("mean", "min", "max"))
+        ends = [[abs(x - end) for x, end in zip(mean, each, strict=True)] for each in (low, high)]
+        colours = [STANDARD if row.endswith("standard") else NESTED for row in rows]
+        axis.barh(list(rows), mean, xerr=ends, color=colours, error_kw={"elinewidth": 0.8})
+        axis.invert_yaxis()
+        axis.set(title=f"{title}, equal compute", xlabel=label)
+        if task == "text":
+            axis.set_xlim(min(low) - 0.2, max(high) + 0.1)
+    figure.savefig(path)
+
+
+def chains(report: dict, path: Path) -> None:
+    """Accuracy against depth: a point is the mean of the seeds, a bar their spread."""
+    colours = {"none": STANDARD, "first layer": NESTED, "all layers": NESTED_TWICE}
+    figure = Figure(figsize=(11, 3.4))
+    summary = report["summary"]
+    for axis, (task, rows) in zip(figure.subplots(1, len(summary)), summary.items(), strict=True):
+        for nested, colour in colours.items():
+            own = {name: row for name, row in rows.items() if name.endswith(f", {nested} nested")}
+            depths = [int(name.split()[0]) for name in own]
+            name = "standard" if nested == "none" else f"{nested} nested"
+            seeds(axis, depths, [row["accuracy"] for row in own.values()], "o-", color=colour, label=name)
+        axis.set(title=f"{task.capitalize()}, equal compute", xlabel="layers", xticks=[1, 2, 4], ylim=(-3, 103))
+        axis.grid(axis="y")
+    figure.axes[0].set_ylabel("answers right, %")
+    figure.axes[0].legend()
+    figure.savefig(path)
+
+
+def scale(report: dict, path: Path) -> None:
+    """Gain over the standard model at equal compute: by corpus, size and length of training; then by kind of token."""
+    colours = {"first layer": NESTED, "first layer, window 16": NESTED_TWICE, "all layers": RIVAL}
+    stages = {stage: rows for stage, rows in report["summary"].items() if len(rows) > 1}
+    figure = Figure(figsize=(12, 0.6 + 0.62 * len(stages) + 1))
+    axes = figure.subplots(1, 3, sharey=True)
+    panels = {
+        "bits_per_byte": "all tokens, bits per byte",
+        "bits_repeated": "tokens that repeat a pair, bits each",
+        "bits_new": "all others, bits each",
+    }
+    for axis, (name, title) in zip(axes, panels.items(), strict=True):
+        for place, rows in enumerate(stages.values()):
+            of_standard = rows["standard"][name]
+            axis.barh(place, 0)  # its own height
+            axis.fill_betweenx(
+                [place - 0.4, place + 0.4],
+                of_standard["mean"] - of_standard["max"],
+                of_standard["mean"] - of_standard["min"],
+                color=STANDARD,
+                alpha=0.2,
+                label="standard, its seeds" if place == 0 else None,
+            )
+            for shift, (row, colour) in zip((-0.22, 0, 0.22), colours.items(), strict=True):
+                if row in rows:
+                    gain = {end: of_standard["mean"] - rows[row][name][end] for end in ("mean", "min", "max")}
+                    ends = [[abs(gain["mean"] - gain["max"])], [abs(gain["min"] - gain["mean"])]]
+                    label = row if place == 0 else None
+                    axis.errorbar(gain["mean"], place + shift, xerr=ends, fmt="o", color=colour, label=label)
+        axis.axvline(0, color=STANDARD, linewidth=0.8)
+        axis.set(title=f"Gain over standard: {title}", yticks=range(len(stages)), yticklabels=list(stages))
+        axis.grid(axis="x")
+    axes[0].invert_yaxis()
+    axes[0].legend()
     figure.savefig(path)

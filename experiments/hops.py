@@ -45,14 +45,7 @@ def most_hops(share: float) -> int:
 
 def one_run(run: dict, advance: Advance) -> dict:
     model = build(run["variant"], run["layers"], **ARCHITECTURE)
-    drawn = itertools.count()
-
-    def draw(generator: torch.Generator) -> Batch:
-        return hops(NODES, most_hops(next(drawn) / run["steps"]), BATCH, generator)
-
-    losses = train(model, draw, run["steps"], run["learning_rate"], run["seed"], advance)
-    fresh = torch.Generator().manual_seed(10_000 + run["seed"])
-    right = {str(k): accuracy(model, [hops(NODES, MOST, 256, fresh, only=k)]) for k in range(1, MOST + 1)}
+    losses, right = learn(model, run, advance)
     cost = training_flops(run["variant"], run["layers"], BATCH, 5 * NODES, **ARCHITECTURE)
     return {
         "accuracy": right,
@@ -61,6 +54,18 @@ def one_run(run: dict, advance: Advance) -> dict:
         "parameters": parameters(model),
         "training_flops": run["steps"] * cost,
     }
+
+
+def learn(model: torch.nn.Module, run: dict, advance: Advance) -> tuple[list[float], dict[str, float]]:
+    """The losses, and the accuracy at each number of hops."""
+    drawn = itertools.count()
+
+    def draw(generator: torch.Generator) -> Batch:
+        return hops(NODES, most_hops(next(drawn) / run["steps"]), BATCH, generator)
+
+    losses = train(model, draw, run["steps"], run["learning_rate"], run["seed"], advance)
+    fresh = torch.Generator().manual_seed(10_000 + run["seed"])
+    return losses, {str(k): accuracy(model, [hops(NODES, MOST, 256, fresh, only=k)]) for k in range(1, MOST + 1)}
 
 
 def main(options: Namespace) -> dict:

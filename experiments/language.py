@@ -11,6 +11,7 @@ the paper's Eq. 7 to 9, rotated at every level (models.py).
 
 import math
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -56,17 +57,22 @@ ORDERS = [2, 3]  # of the map
 
 
 def prepare() -> Path:
+    """Of Shakespeare's training works and the held-out ones, every sixth."""
+    return tokenized("shakespeare", lambda: dict(zip((TRAIN, HELD_OUT), shakespeare(), strict=True)))
+
+
+def tokenized(name: str, files: Callable[[], dict[str, list[Path]]]) -> Path:
     """
-    A file with the token ids of the training works and of the held-out ones, every sixth, (tokens,) each, and the bytes
-    of the latter's text. The tokenizer is trained on the training works only.
+    A file with the token ids of the text files of each part, (tokens,) each, and the bytes of the text. The tokenizer
+    is trained on the part for training only.
     """
-    path = CACHE / "evidence" / f"shakespeare-{VOCABULARY}.safetensors"
+    path = CACHE / "evidence" / f"{name}-{VOCABULARY}.safetensors"
     if path.exists():
         return path
-    training, held_out = shakespeare()
-    tokenizer = train_tokenizer(training, VOCABULARY)
+    parts = files()
+    tokenizer = train_tokenizer(parts[TRAIN], VOCABULARY)
     tensors = {}
-    for part, chosen in ((TRAIN, training), (HELD_OUT, held_out)):
+    for part, chosen in parts.items():
         texts = [file.read_bytes().decode() for file in chosen]
         ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
         tensors[part] = torch.tensor([token for each in ids for token in each], dtype=torch.int32)
@@ -87,10 +93,9 @@ def blocks(path: Path, part: str, limit: int | None = None, length: int = LENGTH
     return [{"input_ids": row, "labels": row} for row in rows]
 
 
-def bytes_per_token(path: Path) -> float:
-    """Of the held-out text."""
+def bytes_per_token(path: Path, part: str = HELD_OUT) -> float:
     tensors = load_file(path)
-    return tensors[f"{HELD_OUT}_bytes"].item() / len(tensors[HELD_OUT])
+    return tensors[f"{part}_bytes"].item() / len(tensors[part])
 
 
 def settings(
@@ -116,9 +121,9 @@ def flops(size: str, variant: str | list[int], **shape) -> int:
     return training_flops(variant, fields["layers"], BATCH, LENGTH, **architecture(fields))
 
 
-def learn(model: torch.nn.Module, run: dict, advance: Advance, length: int = LENGTH) -> dict:
+def learn(model: torch.nn.Module, run: dict, advance: Advance, length: int = LENGTH, path: Path | None = None) -> dict:
     """The held-out loss, in nats per token and in bits per byte, and the curve of the training loss."""
-    path = prepare()
+    path = path or prepare()
     arguments = {
         "per_device_train_batch_size": BATCH * LENGTH // length,
         "per_device_eval_batch_size": BATCH * LENGTH // length,

@@ -16,6 +16,7 @@ from .runs import Advance
 IGNORED = -100  # label of positions that are not asked
 Batch = tuple[torch.Tensor, torch.Tensor]  # ids and labels, (B, T) each; a label stands where its answer is predicted
 SYMBOLS, NAMES = 64, 16  # sizes of the alphabets, the latter of pointer chasing
+MASK = 24  # of `masked_facts`
 
 
 def recall(pairs: int, batch: int, generator: torch.Generator) -> Batch:
@@ -81,6 +82,95 @@ def marker(length: int, batch: int, generator: torch.Generator) -> Batch:
     ids[:, -1] = SYMBOLS + 1
     labels = torch.full_like(ids, IGNORED)
     labels[:, -1:] = ids.gather(1, place + 1)
+    return ids, labels
+
+
+def masked_facts(facts: int, asked: int, batch: int, generator: torch.Generator) -> Batch:
+    """
+    For models that see both sides. Facts `a b v`, each a value that two names give only together: a is 0 to 3, b is 4
+    to 7, and of the 16 pairs of names each sequence takes some. `asked` facts come twice, once with the value masked
+    (24): it is asked there. Values are 8 to 23. All stand in random order, so that a fact may follow its question.
+    """
+    pairs = torch.rand(batch, 16, generator=generator).argsort(1)[:, :facts]
+    values = torch.randint(8, 24, (batch, facts), generator=generator)
+    names = torch.stack((pairs // 4, 4 + pairs % 4), 2)
+    known = torch.cat((names, values.unsqueeze(2)), 2)  # (batch, facts, 3)
+    questions = torch.cat((names, torch.full((batch, facts, 1), MASK)), 2)[:, :asked]
+    labels = torch.full_like(known, IGNORED)
+    of_questions = torch.cat((labels[..., :2], values.unsqueeze(2)), 2)[:, :asked]
+    order = torch.rand(batch, facts + asked, generator=generator).argsort(1).unsqueeze(2).expand(-1, -1, 3)
+    ids, labels = torch.cat((known, questions), 1), torch.cat((labels, of_questions), 1)
+    return ids.gather(1, order).flatten(1), labels.gather(1, order).flatten(1)
+
+
+def assignments(statements: int, asked: int, batch: int, generator: torch.Generator) -> Batch:
+    """
+    Code-like text: statements `x 7 ;` or `y x ;`, each giving a variable (0 to 15) a value (16 to 31) or that of an
+    earlier variable, then questions `? y`. `;` is 32, `?` is 33. One statement in four, and the first, gives a value.
+    """
+    variables = torch.rand(batch, NAMES, generator=generator).argsort(1)[:, :statements]
+    values = torch.randint(NAMES, 2 * NAMES, (batch, statements), generator=generator)
+    earlier = (torch.rand(batch, statements, generator=generator) * torch.arange(statements)).long()
+    is_value = torch.rand(batch, statements, generator=generator) < 0.25
+    is_value[:, 0] = True
+    for place in range(statements):
+        inherited = values.gather(1, earlier[:, place : place + 1])[:, 0]
+        values[:, place] = torch.where(is_value[:, place], values[:, place], inherited)
+    given = torch.where(is_value, values, variables.gather(1, earlier))
+    text = torch.stack((variables, given, torch.full_like(given, 2 * NAMES)), 2).flatten(1)
+    return with_questions(text, variables, values, asked, 2 * NAMES + 1, generator)
+
+
+def moves(updates: int, batch: int, generator: torch.Generator) -> Batch:
+    """
+    A world that changes: `o b ;` puts an object (0 to 5) into a box (6 to 9), `b p ;` takes a box to a place (10 to
+    17). First each object and each box is put somewhere, in random order, then there are updates, and at the end the
+    place of each object is asked, `? o`. `;` is 18, `?` is 19.
+    """
+    objects, boxes, places = 6, 4, 8
+    first = torch.rand(batch, objects + boxes, generator=generator).argsort(1)
+    moved = torch.cat((first, torch.randint(objects + boxes, (batch, updates), generator=generator)), 1)
+    to_box = torch.randint(objects, objects + boxes, moved.shape, generator=generator)
+    to_place = objects + boxes + torch.randint(places, moved.shape, generator=generator)
+    target = torch.where(moved < objects, to_box, to_place)
+    where = torch.zeros(batch, objects + boxes, dtype=torch.long)
+    for step in range(moved.shape[1]):
+        where.scatter_(1, moved[:, step : step + 1], target[:, step : step + 1])
+    text = torch.stack((moved, target, torch.full_like(moved, 18)), 2).flatten(1)
+    asked = torch.arange(objects).expand(batch, -1)
+    return with_questions(text, asked, where.gather(1, where[:, :objects]), objects, 19, generator)
+
+
+def with_questions(
+    text: torch.Tensor, names: torch.Tensor, answers: torch.Tensor, asked: int, mark: int, generator: torch.Generator
+) -> Batch:
+    """Appends `mark name` for some of the names, (batch, names), in random order. Answers are no part of the text."""
+    chosen = torch.rand(names.shape, generator=generator).argsort(1)[:, :asked]
+    questions = torch.stack((torch.full_like(chosen, mark), names.gather(1, chosen)), 2).flatten(1)
+    ids = torch.cat((text, questions), 1)
+    labels = torch.full_like(ids, IGNORED)
+    labels[:, text.shape[1] + 1 :: 2] = answers.gather(1, chosen)
+    return ids, labels
+
+
+def two_hops(entities: int, asked: int, batch: int, generator: torch.Generator) -> Batch:
+    """
+    A small graph: facts `a r b` about some of 16 entities (0 to 15), one for each of them and each of two relations (16
+    and 17), in random order. Then questions `a r s`: what is s of r of a?
+    """
+    names = torch.rand(batch, NAMES, generator=generator).argsort(1)[:, :entities]
+    # of entity e and relation r at 2 e + r
+    target = torch.randint(entities, (batch, 2 * entities), generator=generator)
+    subject = torch.arange(2 * entities).expand(batch, -1)
+    facts = torch.stack((names.gather(1, subject // 2), NAMES + subject % 2, names.gather(1, target)), 2)
+    order = torch.rand(batch, 2 * entities, generator=generator).argsort(1).unsqueeze(2).expand(-1, -1, 3)
+    start = torch.rand(batch, 2 * entities, generator=generator).argsort(1)[:, :asked]
+    second = torch.randint(2, start.shape, generator=generator)
+    end = target.gather(1, 2 * target.gather(1, start) + second)
+    questions = torch.stack((names.gather(1, start // 2), NAMES + start % 2, NAMES + second), 2)
+    ids = torch.cat((facts.gather(1, order).flatten(1), questions.flatten(1)), 1)
+    labels = torch.full_like(ids, IGNORED)
+    labels[:, 6 * entities + 2 :: 3] = names.gather(1, end)
     return ids, labels
 
 

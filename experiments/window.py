@@ -4,8 +4,8 @@ How far do inner levels have to see? `python -m experiments window`.
 Eq. 12 with inner levels that attend to the last 4, 16, 64 or 256 tokens only, or to all. Language modelling of
 Shakespeare's works in blocks of 512 tokens, first layer nested, with the training FLOPs of the standard model; there a
 learning rate is chosen for each window with one seed, out of the same two. Associative recall and induction with one
-layer, for the same steps, all with the rate that was best without a window in experiments of their own. Then there are
-three seeds.
+layer, and pointer chasing with two, both nested, for the same steps, all with the rate that was best without a window
+in experiments of their own. Then there are three seeds.
 """
 
 from argparse import Namespace
@@ -15,7 +15,7 @@ import torch
 from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
 
-from . import figures, language, recall
+from . import figures, hops, language, recall
 from .models import parameters
 from .runs import Advance, Experiment, best_by, by_settings, over_seeds
 
@@ -23,9 +23,11 @@ BUDGET = 2.0  # CPU hours
 STANDARD, ALL = "standard", "no window"
 WINDOWS = {ALL: None, "window 4": 4, "window 16": 16, "window 64": 64, "window 256": 256}
 SHORT = [ALL, "window 4", "window 16", "window 64"]  # no sequence is longer than 128
-ROWS = {"language": [STANDARD, *WINDOWS], "recall": SHORT, "induction": SHORT}
-RATES = {"language": [2e-3, 4e-3], "recall": [8e-3], "induction": [1.6e-2]}
-STEPS = {"language": 300, "recall": 2000, "induction": recall.STEPS["induction"]}  # language: of the standard model
+HOPS = SHORT[:3]  # whose sequences have 40 tokens
+ROWS = {"language": [STANDARD, *WINDOWS], "recall": SHORT, "induction": SHORT, "hops": HOPS}
+RATES = {"language": [2e-3, 4e-3], "recall": [8e-3], "induction": [1.6e-2], "hops": [2e-3]}
+# language: of the standard model
+STEPS = {"language": 300, "recall": 2000, "induction": recall.STEPS["induction"], "hops": hops.STEPS}
 TESTED = {"recall": [8, 32], "induction": [8, 64]}  # pairs; tokens that are copied
 SEEDS = [0, 1, 2]
 LENGTH = 512  # of language modelling, in batches of as many tokens as the other experiments'
@@ -34,6 +36,7 @@ ARCHITECTURE = {
     "language": language.architecture(SIZE) | {"num_layers": SIZE["layers"], "max_position_embeddings": LENGTH},
     "recall": recall.architecture(recall.WIDTH) | {"num_layers": 1},
     "induction": recall.architecture(recall.WIDTH) | {"num_layers": 1},
+    "hops": hops.ARCHITECTURE | {"num_layers": 2, "attention_order": 2},
 }
 
 
@@ -63,7 +66,10 @@ def one_run(run: dict, advance: Advance) -> dict:
         result = language.learn(model, run, advance, LENGTH)
         flops = {"training_flops": run["steps"] * training_flops(run["row"])}
         return {"score": result["bits_per_byte"], "parameters": parameters(model)} | flops
-    _, right = recall.learn(model, run, advance, TESTED[task], fresh)
+    if task == "hops":
+        _, right = hops.learn(model, run, advance)
+    else:
+        _, right = recall.learn(model, run, advance, TESTED[task], fresh)
     return {"accuracy": right, "score": -sum(right.values()), "parameters": parameters(model)}
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from experiments import gates, hops, language, page, rank, recall, tables
+from experiments import chains, encoder, gates, hops, language, page, rank, recall, scale, tables
 from experiments.models import build, parameters, training_flops
 
 NAMES = ["recall", "hops", "rank", "language"]
@@ -115,6 +116,61 @@ def test_every_variant_has_a_learning_rate():
     rates = {name: language.rate_of(name, best) for name in language.TUNED + language.ABLATION}
     assert rates["looped"] == 3 and rates["order 3, first layer"] == 2 and rates["order 2, keys only"] == 1
     assert language.rate_of([1, 3], best) == 2 and language.rate_of([2, 2], best) == 1
+
+
+# scale.py
+
+
+def test_which_tokens_repeat_a_pair():
+    ids = torch.tensor([[1, 2, 3, 1, 2, 2, 2, 3], [5, 5, 5, 5, 6, 5, 5, 6]])
+    assert scale.repeats_a_pair(ids).int().tolist() == [[0, 0, 0, 1, 0, 1, 1], [0, 1, 1, 0, 0, 1, 1]]
+
+
+def test_the_parts_of_a_loss_add_up_to_it(monkeypatch):
+    torch.manual_seed(0)
+    ids = torch.randint(4, (3, 32))
+    monkeypatch.setattr(language, "blocks", lambda *_: [{"input_ids": row} for row in ids])
+    monkeypatch.setattr(language, "bytes_per_token", lambda *_: 1.0)
+    model = build("standard", 1, **recall.architecture(32)).eval()
+    found = scale.losses(model, None, scale.HELD_OUT)
+    expected = model(input_ids=ids, labels=ids).loss.item() / math.log(2)
+    share = found["share_repeated"]
+    assert 0 < share < 1
+    assert share * found["bits_repeated"] + (1 - share) * found["bits_new"] == pytest.approx(expected, rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("corpus", ["Shakespeare", "SymPy"])
+def test_three_parts_of_a_corpus_share_no_file(corpus, monkeypatch):
+    files = [page.REPOSITORY / str(place) for place in range(20)]
+    monkeypatch.setattr(scale, "sympy", lambda: files)
+    monkeypatch.setattr(scale, "shakespeare", lambda: (files[1::2], files[::2]))
+    parts = scale.in_three(corpus)
+    assert set(parts) == {scale.TRAIN, scale.TUNING, scale.HELD_OUT} and all(parts.values())
+    assert sorted(file for part in parts.values() for file in part) == sorted(files)
+
+
+# encoder.py and chains.py
+
+
+def test_equal_compute_of_encoders_and_chains():
+    for task, rows in encoder.ROWS.items():
+        runs = [encoder.settings(task, row, 1e-3, 0, quick=False) for row in rows]
+        spent = [run["steps"] * encoder.training_flops(task, run["row"]) for run in runs]
+        assert spent == pytest.approx([spent[0]] * len(spent), rel=2e-3)
+    for nested in chains.NESTED:
+        run = chains.settings("moves", 2, nested, 1e-3, 0, quick=False)
+        spent = run["steps"] * chains.training_flops("moves", 2, nested)
+        assert spent == pytest.approx(chains.STEPS * chains.training_flops("moves", 2, "none"), rel=2e-3)
+
+
+def test_a_masked_text_asks_for_what_it_hides():
+    rows = [{"input_ids": torch.arange(1000)} for _ in range(4)]
+    batch = encoder.mask(rows, torch.Generator().manual_seed(0))
+    hidden = batch["input_ids"] == language.VOCABULARY
+    assert hidden.float().mean().item() == pytest.approx(encoder.MASKED, abs=0.03)
+    assert batch["labels"][hidden].tolist() == torch.arange(1000).expand(4, -1)[hidden].tolist()
+    assert (batch["labels"][~hidden] == encoder.IGNORED).all()
 
 
 # recall.py and hops.py

@@ -4,7 +4,23 @@ import pytest
 import torch
 
 from experiments.models import build
-from experiments.synthetic import IGNORED, NAMES, SYMBOLS, accuracy, answer_loss, hops, induction, marker, recall, train
+from experiments.synthetic import (
+    IGNORED,
+    MASK,
+    NAMES,
+    SYMBOLS,
+    accuracy,
+    answer_loss,
+    assignments,
+    hops,
+    induction,
+    marker,
+    masked_facts,
+    moves,
+    recall,
+    train,
+    two_hops,
+)
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 2 * SYMBOLS}
 
@@ -56,6 +72,54 @@ def test_marker():
         assert row.count(SYMBOLS) == 1 and row[-1] == SYMBOLS + 1 and place < 10
         assert answers == [IGNORED] * 11 + [row[place + 1]]
     assert len({row.index(SYMBOLS) for row in ids.tolist()}) > 5
+
+
+def test_assignments():
+    deepest = 0
+    for row, answers in zip(*map(torch.Tensor.tolist, assignments(10, 6, 9, generator())), strict=True):
+        value, depth = {}, {}
+        for variable, given, end in zip(row[0:30:3], row[1:30:3], row[2:30:3], strict=True):
+            assert variable < NAMES and variable not in value and end == 2 * NAMES
+            value[variable], depth[variable] = (given, 1) if given >= NAMES else (value[given], depth[given] + 1)
+        assert row[30::2] == [2 * NAMES + 1] * 6 and len(set(row[31::2])) == 6
+        assert answers == [IGNORED] * 30 + [x for name in row[31::2] for x in (IGNORED, value[name])]
+        deepest = max(deepest, *depth.values())
+    assert deepest >= 4
+
+
+def test_moves():
+    again = 0
+    for row, answers in zip(*map(torch.Tensor.tolist, moves(6, 9, generator())), strict=True):
+        where = {}
+        for thing, target in zip(row[0:48:3], row[1:48:3], strict=True):
+            assert target in (range(6, 10) if thing < 6 else range(10, 18))
+            again += thing in where
+            where[thing] = target
+        assert row[2:48:3] == [18] * 16 and row[48::2] == [19] * 6 and sorted(row[49::2]) == list(range(6))
+        assert answers == [IGNORED] * 48 + [x for name in row[49::2] for x in (IGNORED, where[where[name]])]
+    assert again == 9 * 6
+
+
+def test_two_hops():
+    for row, answers in zip(*map(torch.Tensor.tolist, two_hops(5, 6, 9, generator())), strict=True):
+        facts = dict(zip(zip(row[0:30:3], row[1:30:3], strict=True), row[2:30:3], strict=True))
+        assert len(facts) == 10
+        for place in range(30, 48, 3):
+            a, r, s = row[place : place + 3]
+            assert answers[place : place + 3] == [IGNORED, IGNORED, facts[facts[a, r], s]]
+        assert answers[:30] == [IGNORED] * 30
+
+
+def test_masked_facts():
+    later = 0
+    for row, answers in zip(*map(torch.Tensor.tolist, masked_facts(12, 4, 9, generator())), strict=True):
+        triples = [tuple(row[i : i + 3]) for i in range(0, 48, 3)]
+        facts = {(a, b): v for a, b, v in triples if v != MASK}
+        assert len(facts) == 12 and sum(v == MASK for _, _, v in triples) == 4
+        for place, (a, b, v) in enumerate(triples):
+            assert answers[3 * place : 3 * place + 3] == [IGNORED, IGNORED, facts[a, b] if v == MASK else IGNORED]
+            later += v == MASK and triples.index((a, b, facts[a, b])) > place
+    assert 9 < later < 27
 
 
 def test_answer_loss_is_the_cross_entropy_of_the_answers():

@@ -1,0 +1,98 @@
+"""
+Where nesting should pay: answers that take several look-ups. `python -m experiments chains`.
+
+Three tasks (synthetic.py): chains of assignments, objects in boxes that are moved, and facts of a small graph asked at
+two hops. A model of 1, 2 or 4 layers is trained on one task, standard or with a nested first layer, or with all layers
+nested. All models of one depth have the training FLOPs of the standard one. A learning rate is chosen for each with one
+seed, out of the same two; then there are three seeds.
+"""
+
+from argparse import Namespace
+from functools import partial
+
+import torch
+
+from common import costs
+from nexus_transformers import NexusConfig, NexusForCausalLM
+
+from . import figures
+from .models import parameters
+from .runs import Advance, Experiment, best_by, by_settings, over_seeds
+from .synthetic import NAMES, accuracy, assignments, moves, train, two_hops
+
+BUDGET = 4.0  # CPU hours
+SEEDS, RATES = [0, 1, 2], [2e-3, 4e-3]
+LAYERS, NESTED = [1, 2, 4], ["none", "first layer", "all layers"]
+STEPS, BATCH = 3000, 32  # steps of the standard models
+TASKS = {
+    "assignments": partial(assignments, 10, 6),
+    "moves": partial(moves, 6),
+    "two hops": partial(two_hops, 5, 6),
+}
+LENGTHS = {"assignments": 42, "moves": 60, "two hops": 48}
+ARCHITECTURE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "vocab_size": 2 * NAMES + 2,
+    "max_position_embeddings": 64,
+}
+
+
+def config(layers: int, nested: str) -> NexusConfig:
+    orders = {"none": 1, "first layer": [2] + [1] * (layers - 1), "all layers": 2}[nested]
+    return NexusConfig(**ARCHITECTURE, num_layers=layers, attention_order=orders, bos_token_id=None, eos_token_id=None)
+
+
+def training_flops(task: str, layers: int, nested: str) -> int:
+    """Of one step."""
+    return costs.flops(config(layers, nested), BATCH, LENGTHS[task], training=True)["total"]
+
+
+def settings(task: str, layers: int, nested: str, rate: float, seed: int, quick: bool) -> dict:
+    """A run with the training FLOPs of the standard model of this depth."""
+    share = training_flops(task, layers, "none") / training_flops(task, layers, nested)
+    steps = round((5 if quick else STEPS) * share)
+    return {"task": task, "layers": layers, "nested": nested, "steps": steps, "learning_rate": rate, "seed": seed}
+
+
+def one_run(run: dict, advance: Advance) -> dict:
+    model = NexusForCausalLM(config(run["layers"], run["nested"]))
+    draw = TASKS[run["task"]]
+    losses = train(model, partial(draw, BATCH), run["steps"], run["learning_rate"], run["seed"], advance)
+    fresh = torch.Generator().manual_seed(10_000 + run["seed"])
+    flops = run["steps"] * training_flops(run["task"], run["layers"], run["nested"])
+    right = accuracy(model, [draw(256, fresh) for _ in range(4)])
+    return {"accuracy": right, "loss": losses, "parameters": parameters(model), "training_flops": flops}
+
+
+def main(options: Namespace) -> dict:
+    experiment = Experiment("chains", BUDGET, options, one_run, summarise)
+    tasks, depths, rates, seeds = list(TASKS), LAYERS, RATES, SEEDS
+    if options.quick:
+        depths, rates, seeds = LAYERS[:1], RATES[:1], SEEDS[:1]
+    for layers in depths:
+        kinds = NESTED if layers > 1 else NESTED[:2]
+        models = [(task, layers, nested) for task in tasks for nested in kinds]
+        screen = [settings(*model, rate, seeds[0], options.quick) for model in models for rate in rates]
+        tried = experiment.run(f"{layers} layers: learning rates", screen)
+        best = best_by(tried, "accuracy", ("task", "nested"), max).values()
+        experiment.run(f"{layers} layers: seeds", [run | {"seed": seed} for run in best for seed in seeds])
+    report = experiment.finish()
+    figures.chains(report, experiment.path.with_suffix(".png"))
+    return report
+
+
+def summarise(stages: dict[str, list[dict]]) -> dict[str, dict]:
+    """Per task, depth and nesting: accuracy over the seeds."""
+    records = [record for stage, of_stage in stages.items() if stage.endswith("seeds") for record in of_stage]
+    summary: dict[str, dict] = {}
+    for (task, layers, nested), same in by_settings(records, "task", "layers", "nested").items():
+        run, result = same[0]["settings"], same[0]["result"]
+        summary.setdefault(task, {})[f"{layers} layer{'s' if layers > 1 else ''}, {nested} nested"] = {
+            "accuracy": over_seeds(same, "accuracy"),
+            "learning_rate": run["learning_rate"],
+            "steps": run["steps"],
+            "parameters": result["parameters"],
+        }
+    return summary

@@ -14,6 +14,9 @@ TITLES = {
     "language": "Language modelling from scratch",
     "forms": "Which form is the default",
     "window": "How far inner levels have to see",
+    "scale": "Longer, larger, and another corpus",
+    "chains": "Where nesting should pay",
+    "encoder": "In an encoder",
     "retrofit": "Retrofit of SmolLM2-135M",
 }
 
@@ -171,6 +174,41 @@ def answers_by_window() -> str:
     return table("| answers right | recall, 8 pairs | 32 pairs | induction, 8 tokens | 64 tokens |", rows)
 
 
+def hops_by_window() -> str:
+    found = summaries()["window"]["hops"]
+    rows = [[name, *(percent(row["accuracy"][hops]) for hops in ("1", "2", "3"))] for name, row in found.items()]
+    return table("| answers right | 1 hop | 2 hops | 3 hops |", rows)
+
+
+def scale() -> str:
+    figures = ("bits_per_byte", "bits_repeated", "bits_new")
+    rows = [
+        [stage, row, *(figure(found[name]) for name in figures), f"{found['learning_rate']:g}", found["steps"]]
+        for stage, models in summaries()["scale"].items()
+        for row, found in models.items()
+    ]
+    head = "| equal compute | nested | bits per byte | bits of a token that repeats a pair | of another |"
+    return table(f"{head} rate | steps |", rows)
+
+
+def chains(task: str) -> str:
+    rows = [
+        [name, percent(row["accuracy"]), f"{row['learning_rate']:g}", row["steps"]]
+        for name, row in summaries()["chains"][task].items()
+    ]
+    return table("| equal compute at each depth | answers right | rate | steps |", rows)
+
+
+def encoder(task: str) -> str:
+    show, name = (percent, "accuracy") if task == "facts" else (figure, "bits_per_token")
+    rows = [
+        [row, show(found[name]), f"{found['learning_rate']:g}", found["steps"], f"{found['parameters']:,}"]
+        for row, found in summaries()["encoder"][task].items()
+    ]
+    measured = "answers right" if task == "facts" else "held-out bits per masked token"
+    return table(f"| equal compute | {measured} | rate | steps | parameters |", rows)
+
+
 def gates() -> str:
     found = json.loads((RESULTS / "gates.json").read_text())["summary"]
     rows = [[form, *map(figure, losses.values())] for form, losses in found.items() if form != "source"]
@@ -242,6 +280,11 @@ BLOCKS = {
     "recall of the forms": recalled_forms,
     "windows": windows,
     "answers by window": answers_by_window,
+    "hops by window": hops_by_window,
+    "scale": scale,
+    **{task: partial(chains, task) for task in ("assignments", "moves", "two hops")},
+    "masked facts": partial(encoder, "facts"),
+    "masked text": partial(encoder, "text"),
     "gates": gates,
     **{stage: partial(rates, stage) for stage in (f"{size}learning rates" for size in ("", "longer, ", "larger, "))},
     "Shakespeare": partial(retrofit, "Shakespeare"),

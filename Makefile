@@ -13,7 +13,7 @@ QUANTIZERS := --target $(VENV)/quantizers --upgrade torchao bitsandbytes
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-oldest test-next test-release test-stranger test-serving upstream-tests bench evidence evidence-quick lint clean
+.PHONY: help install demo test test-commands test-fast test-oldest test-next test-release test-stranger test-serving upstream-tests bench evidence evidence-quick lint clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,11 +31,14 @@ $(INSTALLED): setup.py $(CONSTRAINTS)
 demo: install  ## Convert a real model, verify it, chat with it, fine-tune it
 	$(BIN)/python -m examples.demo
 
-test: install  ## Run all tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test: install  ## Run the tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not commands"
+
+test-commands: install  ## Run and check the two commands that take minutes, make demo and make upstream-tests
+	$(BIN)/python -m pytest -m commands
 
 test-fast: install  ## Run the tests that take seconds
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not commands" $(PYTEST)
 
 upstream-tests: install  ## Run Transformers' own common tests on Nexus (those in its source package)
 	$(BIN)/python tests/upstream/run.py

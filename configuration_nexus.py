@@ -422,8 +422,8 @@ class NexusConfig(PreTrainedConfig):
         if unlimited and self.inner_window > self.sliding_window:
             raise ValueError(
                 f"inner_window={self.inner_window} is more than sliding_window={self.sliding_window}, and the nested "
-                f"layers {unlimited} have no window of their own: caches know one window. Set inner_window to "
-                f"{self.sliding_window} or less."
+                f"layers {unlimited} have no window of their own: masks and caches of Transformers know one. Set "
+                f"inner_window to {self.sliding_window} or less."
             )
 
     def check_positions(self):

@@ -2,8 +2,8 @@
 """
 What a forward pass of a Nexus model is given: its arguments, a cache of Transformers, masks.
 
-Everything is checked or made here before `modeling_nexus.py` computes with it. Shapes as there: B batch, T new tokens,
-S all tokens (cached and new), H heads, G key/value heads, d head size.
+Everything is checked or made here before a model computes with it. Shapes: B batch, T new tokens, S all
+tokens (cached and new), H heads, G key/value heads, d head size.
 """
 
 import copy

@@ -115,7 +115,8 @@ def pairs(length: int, past: int, attention: str, window: int | None = None) -> 
             return math.ceil(length / block) * block * 2 * block
         past = min(past, window - 1)  # what is kept
         if attention == "causal" or length == 1:
-            return sum(min(past + i + 1, window) for i in range(length))
+            growing = min(length, window - past)  # queries that see one key more than the one before
+            return growing * past + growing * (growing + 1) // 2 + (length - growing) * window
     total = past + length
     if attention == "causal" or length == 1:
         return length * past + length * (length + 1) // 2

@@ -10,7 +10,7 @@ from torch import nn
 
 from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
-from nexus_transformers.modeling_nexus import NexusSelfAttention, rotate
+from nexus_transformers.attention_nexus import NexusSelfAttention, rotate
 
 # The committed results are of version 0.1's form, which multiplies by W_O between levels. The paper's Eq. 12 does not.
 FORM = {"inner_output_projection": True}

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..attention_nexus import NexusAttention
 from ..configuration_nexus import BRANCHES, AttentionCall, NexusConfig
 from ..errors import InspectionError
-from ..modeling_nexus import NexusAttention, NexusPreTrainedModel
+from ..modeling_nexus import NexusPreTrainedModel
 from .credits import Call
 from .paths import Path, PathFinder
 

@@ -32,7 +32,7 @@ from functools import cache, cached_property
 import torch
 from torch import nn
 
-from ..modeling_nexus import NexusZeroCenteredRMSNorm, rotate
+from ..attention_nexus import NexusZeroCenteredRMSNorm, rotate
 
 
 @dataclass(eq=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..modeling_nexus import NexusSelfAttention
+from ..attention_nexus import NexusSelfAttention
 from .credits import Call, MixedRefinement, ProjectedRefinement, Refinement
 
 MIN_GAIN = 0.05  # attention that refining must add to a token, for it to be newly attended

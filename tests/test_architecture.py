@@ -18,6 +18,7 @@ PARTS = {
     "interrupt": "interrupt",
     "configuration": "configuration_nexus",
     "inputs": "inputs_nexus",
+    "attention": "attention_nexus",
     "modeling": "modeling_nexus",
     "training": "gate_callback",
     "package": "__init__",
@@ -46,7 +47,8 @@ MAY_IMPORT = {
     "interrupt": "",
     "configuration": "",
     "inputs": "configuration",
-    "modeling": "configuration inputs",  # these three travel to the Hub
+    "attention": "configuration inputs",
+    "modeling": "configuration inputs attention",  # these four travel to the Hub
     "training": "",
     "package": "configuration modeling training interrupt",
     "tokenization": "errors bounded",
@@ -59,14 +61,14 @@ MAY_IMPORT = {
     "hub": f"{_CONVERSION} verification",
     "convert": f"{_CONVERSION} verification hub",
     "cli": f"interrupt {_CONVERSION} verification hub convert inspection",
-    "inspection": "errors bounded configuration modeling tokenization progress printing checkpoint",
+    "inspection": "errors bounded configuration attention modeling tokenization progress printing checkpoint",
     "common": "package",
     "experiments": "package common",
     "benchmarks": "package common",
     "examples": "package common",
 }
 # What is documented for users, who may import no other module of the package. Outsiders see all of it as "package".
-PUBLIC = [PACKAGE, f"{PACKAGE}.modeling_nexus", f"{PACKAGE}.tokenization"]
+PUBLIC = [PACKAGE, f"{PACKAGE}.modeling_nexus", f"{PACKAGE}.attention_nexus", f"{PACKAGE}.tokenization"]
 OUTSIDERS = ("common", "experiments", "benchmarks", "examples")
 
 

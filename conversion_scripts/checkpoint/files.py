@@ -22,7 +22,8 @@ LICENCE_FILES = [
     f"*{''.join(f'[{letter.lower()}{letter}]' for letter in word)}*"
     for word in ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 ]
-CODE_FILES = ["configuration_nexus.py", "inputs_nexus.py", "modeling_nexus.py"]  # of ROOT; they travel along
+# Of ROOT; they travel along.
+CODE_FILES = ["attention_nexus.py", "configuration_nexus.py", "inputs_nexus.py", "modeling_nexus.py"]
 # Of a model folder, as patterns. Nothing else is published, and a folder with anything else is not replaced: nobody
 # loses optimizer states, checkpoints and logs.
 MODEL_FILES = [

@@ -7,8 +7,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM, NexusForMaskedLM
+from nexus_transformers.attention_nexus import NexusAttentionCall
 from nexus_transformers.inputs_nexus import block_size
-from nexus_transformers.modeling_nexus import NexusAttentionCall
 
 SHAPE = {
     "vocab_size": 61,
@@ -214,3 +214,10 @@ def test_a_standard_cache_is_read_once():
     llama = build(None).config
     once = costs.cache_bytes(llama, BATCH, LENGTH, itemsize=2)
     assert costs.bytes_read(llama, BATCH, LENGTH, itemsize=2)["cache"] == once
+
+
+@pytest.mark.parametrize("past", [0, 3, 9])
+@pytest.mark.parametrize("length", [9, 12, 30])
+def test_pairs_within_a_window_are_those_of_each_query(past, length):
+    kept = min(past, 7)  # of the keys before, a cache keeps one less than the window
+    assert costs.pairs(length, past, "causal", 8) == sum(min(kept + i + 1, 8) for i in range(length))

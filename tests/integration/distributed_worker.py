@@ -17,20 +17,21 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers.distributed import DistributedConfig
 
-from nexus_transformers import NexusConfig, NexusForCausalLM
+from nexus_transformers import NexusConfig, NexusForCausalLM, NexusForMaskedLM
 from nexus_transformers.gate_callback import gate_values
 
 
-def load(folder: Path, kind: str, without_rules: list[str]) -> NexusForCausalLM:
+def load(folder: Path, kind: str, without_rules: list[str]) -> NexusForCausalLM | NexusForMaskedLM:
+    config = NexusConfig.from_pretrained(folder)
+    model_class = NexusForCausalLM if config.is_causal else NexusForMaskedLM
     if kind == "tp":
-        config = NexusConfig.from_pretrained(folder)
         for module in without_rules:
             plan = config.base_model_tp_plan
             config.base_model_tp_plan = {name: rule for name, rule in plan.items() if not name.endswith(module)}
-        return NexusForCausalLM.from_pretrained(folder, config=config, tp_plan="auto")
+        return model_class.from_pretrained(folder, config=config, tp_plan="auto")
     if kind == "fsdp_config":
-        return NexusForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(fsdp_size=2))
-    model = NexusForCausalLM.from_pretrained(folder)
+        return model_class.from_pretrained(folder, distributed_config=DistributedConfig(fsdp_size=2))
+    model = model_class.from_pretrained(folder)
     if kind == "fsdp":
         for layer in model.model.layers:
             fully_shard(layer)
@@ -64,7 +65,8 @@ def run(case: dict, folder: Path, ids: torch.Tensor) -> dict:
         "wrapped": [name for name, module in model.named_modules() if isinstance(module, FSDPModule)],
     }
 
-    batch = ids if kind == "tp" else ids[rank :: dist.get_world_size()]
+    # Transformers' loss of masked language models wants contiguous labels
+    batch = ids if kind == "tp" else ids[rank :: dist.get_world_size()].contiguous()
     if case.get("other_data") and rank == 1:
         batch = (batch + 1) % model.config.vocab_size
     runner = DistributedDataParallel(model) if kind == "ddp" else model
@@ -84,7 +86,7 @@ def run(case: dict, folder: Path, ids: torch.Tensor) -> dict:
         result["stepped"] = {name: whole(parameter) for name, parameter in model.named_parameters()}
         result["logged"] = gate_values(model)
         result["closed"] = model.skip_closed_levels()
-    if kind == "tp":
+    if kind == "tp" and model.config.is_causal:
         arguments = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
         result["tokens"] = model.eval().generate(ids[:2], **arguments)
         result["tokens_static"] = model.generate(ids[:2], cache_implementation="static", **arguments)

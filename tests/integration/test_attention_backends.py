@@ -10,7 +10,7 @@ from torch import nn
 
 import nexus_transformers
 from nexus_transformers import NexusForCausalLM
-from nexus_transformers.modeling_nexus import NexusAttentionCall
+from nexus_transformers.attention_nexus import NexusAttentionCall
 
 ROOT = Path(nexus_transformers.__file__).parent
 NESTINGS = ARMS | {
@@ -81,7 +81,7 @@ def test_a_serving_engine_is_told_what_it_cannot_hold(engine):
 
 def test_one_forward_calls_the_attention_function_as_serving_engines_look_for_it():
     """Exactly one call of a local name assigned from `get_interface`, with `scaling=` and `**kwargs` passed on."""
-    tree = ast.parse((ROOT / "modeling_nexus.py").read_text())
+    tree = ast.parse((ROOT / "attention_nexus.py").read_text())
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):

@@ -53,7 +53,7 @@ def test_layer_by_layer_gives_the_same_report_with_most_weights_on_the_disk(tied
     assert len(figures["negative_controls"]) == 2
     assert min(figures["negative_controls"].values()) > 0.01
 
-    replace_in(tmp_path / "out" / "modeling_nexus.py", "config.head_dim**-0.5", "1.001 * config.head_dim**-0.5")
+    replace_in(tmp_path / "out" / "attention_nexus.py", "config.head_dim**-0.5", "1.001 * config.head_dim**-0.5")
     status, _, errors = nexus("verify", source, tmp_path / "out", "--layer-by-layer", "--trust-remote-code")
     assert status == 1
     assert "the first layer to differ is number 0" in errors
@@ -93,13 +93,13 @@ def add_one_weight(out):
 
 
 def change_the_scaling(out):
-    replace_in(out / "modeling_nexus.py", "config.head_dim**-0.5", "1.001 * config.head_dim**-0.5")
+    replace_in(out / "attention_nexus.py", "config.head_dim**-0.5", "1.001 * config.head_dim**-0.5")
 
 
 def break_the_cache(out):
     old = "key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)"
     new = f"{old}; value = value.roll(1, 2) if query.shape[2] == 1 else value"
-    replace_in(out / "modeling_nexus.py", old, new)
+    replace_in(out / "attention_nexus.py", old, new)
 
 
 def change_the_tokenizer(out):
@@ -158,7 +158,7 @@ def test_what_is_not_the_same_function_is_refused(tamper, parts, llama_folder, o
 def test_failed_verification_leaves_no_output(llama_folder, tmp_path, nexus, monkeypatch):
     """Converting with a broken model file: the check in the fresh process is what stops it."""
     root = Path(shutil.copytree(Path(convert.__code__.co_filename).parent.parent, tmp_path / "root", ignore=ignored))
-    replace_in(root / "modeling_nexus.py", "config.head_dim**-0.5", "1.001 * config.head_dim**-0.5")
+    replace_in(root / "attention_nexus.py", "config.head_dim**-0.5", "1.001 * config.head_dim**-0.5")
     for module in ("convert", "checkpoint.code"):
         monkeypatch.setattr(f"nexus_transformers.conversion_scripts.{module}.ROOT", root)
     status, _, errors = nexus("convert", llama_folder, tmp_path / "out")

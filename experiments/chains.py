@@ -2,9 +2,9 @@
 Where nesting should pay: answers that take several look-ups. `python -m experiments chains`.
 
 Three tasks (synthetic.py): chains of assignments, objects in boxes that are moved, and facts of a small graph asked at
-two hops. A model of 1, 2 or 4 layers is trained on one task, standard or with a nested first layer, or with all layers
-nested. All models of one depth have the training FLOPs of the standard one. A learning rate is chosen for each with one
-seed, out of the same two; then there are three seeds.
+two hops. A model of 1, 2 or 4 layers is trained on one task: standard, with a nested first layer, or with all layers
+nested, whose inner levels see all tokens or four. All models of one depth have the training FLOPs of the standard one.
+A learning rate is chosen for each with one seed, out of the same two; then there are three seeds.
 """
 
 from argparse import Namespace
@@ -22,8 +22,14 @@ from .synthetic import NAMES, accuracy, assignments, moves, train, two_hops
 
 BUDGET = 4.0  # CPU hours
 SEEDS, RATES = [0, 1, 2], [2e-3, 4e-3]
-LAYERS, NESTED = [1, 2, 4], ["none", "first layer", "all layers"]
-STEPS, BATCH = 3000, 32  # steps of the standard models
+LAYERS = [1, 2, 4]
+NESTED = {
+    "standard": {"attention_order": 1},
+    "first layer": {},  # the default
+    "all layers": {"attention_order": 2},
+    "all layers, window 4": {"attention_order": 2, "inner_window": 4},
+}
+STEPS, BATCH = 2000, 32  # steps of the standard models
 TASKS = {
     "assignments": partial(assignments, 10, 6),
     "moves": partial(moves, 6),
@@ -40,8 +46,8 @@ ARCHITECTURE = {
 
 
 def config(layers: int, nested: str) -> NexusConfig:
-    orders = {"none": 1, "first layer": [2] + [1] * (layers - 1), "all layers": 2}[nested]
-    return NexusConfig(**ARCHITECTURE, num_layers=layers, attention_order=orders, bos_token_id=None, eos_token_id=None)
+    shape = ARCHITECTURE | {"num_layers": layers, "bos_token_id": None, "eos_token_id": None}
+    return NexusConfig(**shape, **NESTED[nested])
 
 
 def training_flops(task: str, layers: int, nested: str) -> int:
@@ -51,7 +57,7 @@ def training_flops(task: str, layers: int, nested: str) -> int:
 
 def settings(task: str, layers: int, nested: str, rate: float, seed: int, quick: bool) -> dict:
     """A run with the training FLOPs of the standard model of this depth."""
-    share = training_flops(task, layers, "none") / training_flops(task, layers, nested)
+    share = training_flops(task, layers, "standard") / training_flops(task, layers, nested)
     steps = round((5 if quick else STEPS) * share)
     return {"task": task, "layers": layers, "nested": nested, "steps": steps, "learning_rate": rate, "seed": seed}
 
@@ -72,7 +78,7 @@ def main(options: Namespace) -> dict:
     if options.quick:
         depths, rates, seeds = LAYERS[:1], RATES[:1], SEEDS[:1]
     for layers in depths:
-        kinds = NESTED if layers > 1 else NESTED[:2]
+        kinds = [nested for nested in NESTED if layers > 1 or nested != "first layer"]  # which would be all
         models = [(task, layers, nested) for task in tasks for nested in kinds]
         screen = [settings(*model, rate, seeds[0], options.quick) for model in models for rate in rates]
         tried = experiment.run(f"{layers} layers: learning rates", screen)
@@ -83,13 +89,17 @@ def main(options: Namespace) -> dict:
     return report
 
 
+def label(nested: str) -> str:
+    return nested if nested == "standard" else f"nested: {nested}"
+
+
 def summarise(stages: dict[str, list[dict]]) -> dict[str, dict]:
     """Per task, depth and nesting: accuracy over the seeds."""
     records = [record for stage, of_stage in stages.items() if stage.endswith("seeds") for record in of_stage]
     summary: dict[str, dict] = {}
     for (task, layers, nested), same in by_settings(records, "task", "layers", "nested").items():
         run, result = same[0]["settings"], same[0]["result"]
-        summary.setdefault(task, {})[f"{layers} layer{'s' if layers > 1 else ''}, {nested} nested"] = {
+        summary.setdefault(task, {})[f"{layers} layer{'s' if layers > 1 else ''}, {label(nested)}"] = {
             "accuracy": over_seeds(same, "accuracy"),
             "learning_rate": run["learning_rate"],
             "steps": run["steps"],

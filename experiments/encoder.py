@@ -8,6 +8,7 @@ there are three seeds.
 """
 
 import math
+import random
 from argparse import Namespace
 
 import torch
@@ -18,25 +19,33 @@ from nexus_transformers import NexusConfig, NexusForMaskedLM
 from . import figures, language
 from .models import parameters
 from .runs import Advance, Experiment, best_by, by_settings, over_seeds
-from .synthetic import IGNORED, MASK, accuracy, masked_facts, train
+from .synthetic import IGNORED, MASK, Batch, accuracy, masked_facts, train
 from .trainer import silent_trainer
 
 BUDGET = 1.5  # CPU hours
 SEEDS = [0, 1, 2]
 RATES = {"facts": [4e-3, 8e-3], "text": [2e-3, 4e-3]}
-FACTS, ASKED, FACTS_BATCH = 12, 4, 32
+FEWEST, FACTS, ASKED, FACTS_BATCH = 2, 12, 4, 32  # facts of a training batch, fewest and most; the test has the most
 MASKED = 0.3  # share of the tokens of a text, as in ModernBERT's training
-# Of each row: layers, and the order of each layer.
+STANDARD, WINDOW = {"attention_order": 1}, {"inner_window": 4}  # tokens on each side
+FIRST_SEES_4 = {"sliding_window": 4, "sliding_layers": [0]}  # the whole first layer: the fair rival of an inner window
+# Of each row: layers, and the other fields of its config.
 ROWS = {
     "facts": {
-        "1 layer, standard": (1, 1),
-        "1 layer, order 2": (1, 2),
-        "2 layers, standard": (2, 1),
-        "2 layers, first of order 2": (2, [2, 1]),
+        "1 layer, standard": (1, STANDARD),
+        "1 layer, order 2": (1, {}),
+        "1 layer, order 2, window 4": (1, WINDOW),
+        "2 layers, standard": (2, STANDARD),
+        "2 layers, standard, first sees 4": (2, STANDARD | FIRST_SEES_4),
     },
-    "text": {"standard": (4, 1), "first layer of order 2": (4, [2, 1, 1, 1]), "all layers of order 2": (4, 2)},
+    "text": {
+        "standard": (4, STANDARD),
+        "standard, first layer sees 4": (4, STANDARD | FIRST_SEES_4),
+        "first layer of order 2": (4, {}),
+        "first layer of order 2, window 4": (4, WINDOW),
+    },
 }
-STEPS = {"facts": 3000, "text": 600}  # of the first row
+STEPS = {"facts": 2500, "text": 600}  # of the first row
 SIZE = language.SIZES["small"]
 ARCHITECTURE = {
     "facts": {
@@ -51,14 +60,16 @@ ARCHITECTURE = {
 
 
 def config(task: str, row: str) -> NexusConfig:
-    layers, order = ROWS[task][row]
-    nesting = {"num_layers": layers, "attention_order": order, "is_causal": False}
-    return NexusConfig(**ARCHITECTURE[task] | nesting, bos_token_id=None, eos_token_id=None)
+    """By default the first layer is of order 2."""
+    layers, fields = ROWS[task][row]
+    shape = ARCHITECTURE[task] | {"num_layers": layers, "is_causal": False}
+    return NexusConfig(**shape, **fields, bos_token_id=None, eos_token_id=None)
 
 
 def training_flops(task: str, row: str) -> int:
     """Of one step."""
-    batch, length = (language.BATCH, language.LENGTH) if task == "text" else (FACTS_BATCH, 3 * (FACTS + ASKED))
+    mean_length = 3 * ((FEWEST + FACTS) // 2 + ASKED)
+    batch, length = (language.BATCH, language.LENGTH) if task == "text" else (FACTS_BATCH, mean_length)
     return costs.flops(config(task, row), batch, length, training=True)["total"]
 
 
@@ -75,14 +86,13 @@ def one_run(run: dict, advance: Advance) -> dict:
     known = {"parameters": parameters(model), "training_flops": run["steps"] * training_flops(task, run["row"])}
     if task == "text":
         return known | {"bits_per_token": learn(model, run, advance)}
-    losses = train(
-        model,
-        lambda generator: masked_facts(FACTS, ASKED, FACTS_BATCH, generator),
-        run["steps"],
-        run["learning_rate"],
-        run["seed"],
-        advance,
-    )
+    choice = random.Random(run["seed"])
+
+    def draw(generator: torch.Generator) -> Batch:
+        facts = choice.randint(FEWEST, FACTS)
+        return masked_facts(facts, min(facts, ASKED), FACTS_BATCH, generator)
+
+    losses = train(model, draw, run["steps"], run["learning_rate"], run["seed"], advance)
     fresh = torch.Generator().manual_seed(10_000 + run["seed"])
     right = accuracy(model, [masked_facts(FACTS, ASKED, 256, fresh) for _ in range(4)])
     return known | {"accuracy": right, "loss": losses}

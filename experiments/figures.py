@@ -231,7 +231,7 @@ def encoder(report: dict, path: Path) -> None:
         rows = report["summary"][task]
         mean, low, high = ([unit * row[name][each] for row in rows.values()] for each in ("mean", "min", "max"))
         ends = [[abs(x - end) for x, end in zip(mean, each, strict=True)] for each in (low, high)]
-        colours = [STANDARD if row.endswith("standard") else NESTED for row in rows]
+        colours = [STANDARD if "standard" in row else NESTED for row in rows]
         axis.barh(list(rows), mean, xerr=ends, color=colours, error_kw={"elinewidth": 0.8})
         axis.invert_yaxis()
         axis.set(title=f"{title}, equal compute", xlabel=label)
@@ -242,15 +242,19 @@ def encoder(report: dict, path: Path) -> None:
 
 def chains(report: dict, path: Path) -> None:
     """Accuracy against depth: a point is the mean of the seeds, a bar their spread."""
-    colours = {"none": STANDARD, "first layer": NESTED, "all layers": NESTED_TWICE}
-    figure = Figure(figsize=(11, 3.4))
+    colours = {
+        "standard": STANDARD,
+        "nested: first layer": NESTED,
+        "nested: all layers": RIVAL,
+        "nested: all layers, window 4": NESTED_TWICE,
+    }
     summary = report["summary"]
+    figure = Figure(figsize=(11, 3.4))
     for axis, (task, rows) in zip(figure.subplots(1, len(summary)), summary.items(), strict=True):
-        for nested, colour in colours.items():
-            own = {name: row for name, row in rows.items() if name.endswith(f", {nested} nested")}
-            depths = [int(name.split()[0]) for name in own]
-            name = "standard" if nested == "none" else f"{nested} nested"
-            seeds(axis, depths, [row["accuracy"] for row in own.values()], "o-", color=colour, label=name)
+        for shift, (nested, colour) in enumerate(colours.items()):
+            own = {name: row for name, row in rows.items() if name.split(", ", 1)[1] == nested}
+            depths = [int(name.split()[0]) + 0.04 * shift for name in own]  # side by side
+            seeds(axis, depths, [row["accuracy"] for row in own.values()], "o-", color=colour, label=nested)
         axis.set(title=f"{task.capitalize()}, equal compute", xlabel="layers", xticks=[1, 2, 4], ylim=(-3, 103))
         axis.grid(axis="y")
     figure.axes[0].set_ylabel("answers right, %")

@@ -386,9 +386,10 @@ class NexusConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={value}: must be a positive number.")
         if self.qk_norm not in QK_NORM_TP_PLANS:
             raise ValueError(f"qk_norm={self.qk_norm!r}: choose False, True or 'across_heads'.")
+        least = 2 if self.is_causal else 1  # of 1, caches would keep every token
         for name in ("sliding_window", "inner_window"):
-            if getattr(self, name) is not None and getattr(self, name) < 2:  # of 1, caches would keep every token
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 2, or None for no window.")
+            if (window := getattr(self, name)) is not None and window < least:
+                raise ValueError(f"{name}={window}: must be at least {least}, or None for no window.")
         self.settle_inner_window()
         if self.sliding_layers is not None and (
             self.sliding_window is None or not set(self.sliding_layers) <= set(range(self.num_layers))

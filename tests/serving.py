@@ -35,7 +35,7 @@ REFUSED = {
     "queries only": "more than one module",
     "two windows": "knows one window",
 }
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "phi3", "olmo2")
+FAMILIES = "llama mistral qwen2 qwen3 gpt_neox phi3 olmo2 olmo3 gemma3_text granite smollm3 stablelm".split()
 SERVED = "llama"  # by the server
 
 

@@ -36,6 +36,7 @@ FORMS = ARMS | {
     "order 1": {"attention_order": 1},
     "no gates": {"attention_order": 2, "inner_gate": False},
     "inner window": {"attention_order": 3, "inner_window": 2},
+    "inner window of 1": {"attention_order": 2, "inner_window": 1},
     "inner window, separate": {"attention_order": 2, "inner_attention": "separate", "inner_window": 2},
     "inner window, self": {"attention_order": 2, "inner_attention": "self", "inner_window": 2},
 }

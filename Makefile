@@ -34,7 +34,7 @@ demo: install  ## Convert a real model, verify it, chat with it, fine-tune it
 test: install  ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not commands"
 
-test-commands: install  ## Run and check the two commands that take minutes, make demo and make upstream-tests
+test-commands: install  ## Run and check what takes minutes: make demo, make upstream-tests, and Gemma 3 270M
 	$(BIN)/python -m pytest -m commands
 
 test-fast: install  ## Run the tests that take seconds

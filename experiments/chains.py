@@ -17,7 +17,7 @@ from nexus_transformers import NexusConfig, NexusForCausalLM
 
 from . import figures
 from .models import parameters
-from .runs import Advance, Experiment, best_by, by_settings, over_seeds
+from .runs import Advance, Experiment, best_by, by_settings, of_seeds, over_seeds
 from .synthetic import NAMES, accuracy, assignments, moves, train, two_hops
 
 BUDGET = 4.0  # CPU hours
@@ -95,9 +95,8 @@ def label(nested: str) -> str:
 
 def summarise(stages: dict[str, list[dict]]) -> dict[str, dict]:
     """Per task, depth and nesting: accuracy over the seeds."""
-    records = [record for stage, of_stage in stages.items() if stage.endswith("seeds") for record in of_stage]
     summary: dict[str, dict] = {}
-    for (task, layers, nested), same in by_settings(records, "task", "layers", "nested").items():
+    for (task, layers, nested), same in by_settings(of_seeds(stages), "task", "layers", "nested").items():
         run, result = same[0]["settings"], same[0]["result"]
         summary.setdefault(task, {})[f"{layers} layer{'s' if layers > 1 else ''}, {label(nested)}"] = {
             "accuracy": over_seeds(same, "accuracy"),

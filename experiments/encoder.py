@@ -18,7 +18,7 @@ from nexus_transformers import NexusConfig, NexusForMaskedLM
 
 from . import figures, language
 from .models import parameters
-from .runs import Advance, Experiment, best_by, by_settings, over_seeds
+from .runs import Advance, Experiment, best_by, by_settings, of_seeds, over_seeds
 from .synthetic import IGNORED, MASK, Batch, accuracy, masked_facts, train
 from .trainer import silent_trainer
 
@@ -153,9 +153,8 @@ def main(options: Namespace) -> dict:
 
 def summarise(stages: dict[str, list[dict]]) -> dict[str, dict]:
     """Per task and row: accuracy, or bits per masked token, over the seeds."""
-    records = [record for stage, of_stage in stages.items() if stage.endswith("seeds") for record in of_stage]
     summary: dict[str, dict] = {}
-    for (task, row), same in by_settings(records, "task", "row").items():
+    for (task, row), same in by_settings(of_seeds(stages), "task", "row").items():
         run, result = same[0]["settings"], same[0]["result"]
         figure = "bits_per_token" if task == "text" else "accuracy"
         found = {"learning_rate": run["learning_rate"], "steps": run["steps"], "parameters": result["parameters"]}

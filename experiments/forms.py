@@ -17,7 +17,7 @@ from nexus_transformers import NexusConfig, NexusForCausalLM
 
 from . import language, models, recall
 from .models import RotatedAtEachLevel, parameters
-from .runs import Advance, Experiment, best_by, by_settings, over_seeds
+from .runs import Advance, Experiment, best_by, by_settings, of_seeds, over_seeds
 
 BUDGET = 2.5  # CPU hours
 SEPARATE, SELF = {"inner_attention": "separate"}, {"inner_attention": "self"}
@@ -104,9 +104,8 @@ def main(options: Namespace) -> dict:
 
 def summarise(stages: dict[str, list[dict]]) -> list[dict]:
     """Per task, form and number of nested layers: bits per byte or accuracies over the seeds."""
-    records = [record for stage, of_stage in stages.items() if stage.endswith("seeds") for record in of_stage]
     summary = []
-    for (task, form, nested), same in by_settings(records, "task", "form", "nested").items():
+    for (task, form, nested), same in by_settings(of_seeds(stages), "task", "form", "nested").items():
         run, result = same[0]["settings"], same[0]["result"]
         row = {"task": task, "form": form, "nested": nested, "learning_rate": run["learning_rate"]}
         row |= {"steps": run["steps"], "parameters": result["parameters"]}

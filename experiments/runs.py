@@ -231,6 +231,11 @@ def by_settings(records: list[dict], *names: str) -> dict[tuple, list[dict]]:
     return grouped(records, lambda record: tuple(record["settings"][name] for name in names))
 
 
+def of_seeds(stages: dict[str, list[dict]]) -> list[dict]:
+    """The records of the stages that are called so: those of the rates that were chosen."""
+    return [record for stage, records in stages.items() if stage.endswith("seeds") for record in records]
+
+
 def best_by(records: list[dict], figure: str, groups: tuple[str, ...], choose: Callable = min) -> dict[tuple, dict]:
     """For each combination of the settings named in `groups`, the settings of the run with the best figure."""
     same = by_settings(records, *groups).items()

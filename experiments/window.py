@@ -17,7 +17,7 @@ from nexus_transformers import NexusConfig, NexusForCausalLM
 
 from . import figures, hops, language, recall
 from .models import parameters
-from .runs import Advance, Experiment, best_by, by_settings, over_seeds
+from .runs import Advance, Experiment, best_by, by_settings, of_seeds, over_seeds
 
 BUDGET = 2.0  # CPU hours
 STANDARD, ALL = "standard", "no window"
@@ -89,9 +89,8 @@ def main(options: Namespace) -> dict:
 
 def summarise(stages: dict[str, list[dict]]) -> dict[str, dict]:
     """Per task and window: bits per byte, or accuracies, over the seeds."""
-    records = [record for stage, of_stage in stages.items() if stage.endswith("seeds") for record in of_stage]
     summary: dict[str, dict] = {}
-    for (task, row), same in by_settings(records, "task", "row").items():
+    for (task, row), same in by_settings(of_seeds(stages), "task", "row").items():
         run, result = same[0]["settings"], same[0]["result"]
         found = {"learning_rate": run["learning_rate"], "steps": run["steps"], "parameters": result["parameters"]}
         if task == "language":

@@ -43,6 +43,7 @@ ROWS = {
         "standard, first layer sees 4": (4, STANDARD | FIRST_SEES_4),
         "first layer of order 2": (4, {}),
         "first layer of order 2, window 4": (4, WINDOW),
+        "first layer of order 2, sees 4": (4, FIRST_SEES_4),
     },
 }
 STEPS = {"facts": 2500, "text": 600}  # of the first row

@@ -178,17 +178,6 @@ def hops_by_window() -> str:
     return table("| answers right | 1 hop | 2 hops | 3 hops |", rows)
 
 
-def scale() -> str:
-    figures = ("bits_per_byte", "bits_repeated", "bits_new")
-    rows = [
-        [stage, row, *(figure(found[name]) for name in figures), f"{found['learning_rate']:g}", found["steps"]]
-        for stage, models in summaries()["scale"].items()
-        for row, found in models.items()
-    ]
-    head = "| equal compute | nested | bits per byte | bits of a token that repeats a pair | of another |"
-    return table(f"{head} rate | steps |", rows)
-
-
 def chains(task: str) -> str:
     rows = [
         [name, percent(row["accuracy"]), f"{row['learning_rate']:g}", row["steps"]]
@@ -279,7 +268,6 @@ BLOCKS = {
     "windows": windows,
     "answers by window": answers_by_window,
     "hops by window": hops_by_window,
-    "scale": scale,
     **{task: partial(chains, task) for task in ("assignments", "moves", "two hops")},
     "masked facts": partial(encoder, "facts"),
     "masked text": partial(encoder, "text"),

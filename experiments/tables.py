@@ -14,6 +14,7 @@ TITLES = {
     "language": "Language modelling from scratch",
     "forms": "Which form is the default",
     "window": "How far inner levels have to see",
+    "chains": "Where nesting should pay",
     "encoder": "In an encoder",
     "retrofit": "Retrofit of SmolLM2-135M",
 }

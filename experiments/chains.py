@@ -35,7 +35,6 @@ TASKS = {
     "moves": partial(moves, 6),
     "two hops": partial(two_hops, 5, 6),
 }
-LENGTHS = {"assignments": 42, "moves": 60, "two hops": 48}
 ARCHITECTURE = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -52,7 +51,8 @@ def config(layers: int, nested: str) -> NexusConfig:
 
 def training_flops(task: str, layers: int, nested: str) -> int:
     """Of one step."""
-    return costs.flops(config(layers, nested), BATCH, LENGTHS[task], training=True)["total"]
+    ids, _ = TASKS[task](1, torch.Generator())
+    return costs.flops(config(layers, nested), BATCH, ids.shape[1], training=True)["total"]
 
 
 def settings(task: str, layers: int, nested: str, rate: float, seed: int, quick: bool) -> dict:
@@ -74,12 +74,12 @@ def one_run(run: dict, advance: Advance) -> dict:
 
 def main(options: Namespace) -> dict:
     experiment = Experiment("chains", BUDGET, options, one_run, summarise)
-    tasks, depths, rates, seeds = list(TASKS), LAYERS, RATES, SEEDS
+    depths, rates, seeds = LAYERS, RATES, SEEDS
     if options.quick:
         depths, rates, seeds = LAYERS[:1], RATES[:1], SEEDS[:1]
     for layers in depths:
         kinds = [nested for nested in NESTED if layers > 1 or nested != "first layer"]  # which would be all
-        models = [(task, layers, nested) for task in tasks for nested in kinds]
+        models = [(task, layers, nested) for task in TASKS for nested in kinds]
         screen = [settings(*model, rate, seeds[0], options.quick) for model in models for rate in rates]
         tried = experiment.run(f"{layers} layers: learning rates", screen)
         best = best_by(tried, "accuracy", ("task", "nested"), max).values()

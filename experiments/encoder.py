@@ -109,16 +109,8 @@ def mask(rows: list[dict], generator: torch.Generator) -> dict[str, torch.Tensor
 def learn(model: torch.nn.Module, run: dict, advance: Advance) -> float:
     """The held-out loss in bits per masked token. Every model is asked the same."""
     path, drawn = language.prepare(), torch.Generator().manual_seed(run["seed"])
-    arguments = {
-        "per_device_train_batch_size": language.BATCH,
-        "learning_rate": run["learning_rate"],
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": max(1, run["steps"] // 20),
-        "weight_decay": 0.1,
-        "adam_beta2": 0.95,
-    }
     data = {"train_dataset": language.blocks(path, language.TRAIN), "data_collator": lambda rows: mask(rows, drawn)}
-    with silent_trainer(model, run, advance, arguments, **data) as (trainer, _):
+    with silent_trainer(model, run, advance, language.training_arguments(run), **data) as (trainer, _):
         trainer.train()
     return held_out_bits(model.eval(), language.blocks(path, language.HELD_OUT, language.HELD_OUT_BLOCKS))
 

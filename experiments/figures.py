@@ -212,7 +212,8 @@ def window(report: dict, path: Path) -> None:
             sizes = list(whole["accuracy"])
             for size, colour in zip(sizes, (NESTED, RIVAL, STANDARD), strict=False):
                 accuracies = [row["accuracy"][size] for row in rows.values()]
-                seeds(axis, names, accuracies, "o-", color=colour, label=f"{size} {units[task]}")
+                label = f"{size} {units[task]}".replace("1 hops", "1 hop")
+                seeds(axis, names, accuracies, "o-", color=colour, label=label)
             axis.set(ylabel="answers right, %", ylim=(-3, 103))
         axis.set(title=title, xlabel="tokens that an inner level attends to")
         axis.legend()
@@ -276,7 +277,6 @@ def scale(report: dict, path: Path) -> None:
     for axis, (name, title) in zip(axes, panels.items(), strict=True):
         for place, rows in enumerate(stages.values()):
             of_standard = rows["standard"][name]
-            axis.barh(place, 0)  # its own height
             axis.fill_betweenx(
                 [place - 0.4, place + 0.4],
                 of_standard["mean"] - of_standard["max"],
@@ -292,6 +292,7 @@ def scale(report: dict, path: Path) -> None:
                     label = row if place == 0 else None
                     axis.errorbar(gain["mean"], place + shift, xerr=ends, fmt="o", color=colour, label=label)
         axis.axvline(0, color=STANDARD, linewidth=0.8)
+        axis.locator_params("x", nbins=5)
         axis.set(title=f"Gain over standard: {title}", yticks=range(len(stages)), yticklabels=list(stages))
         axis.grid(axis="x")
     axes[0].invert_yaxis()

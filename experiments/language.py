@@ -121,10 +121,9 @@ def flops(size: str, variant: str | list[int], **shape) -> int:
     return training_flops(variant, fields["layers"], BATCH, LENGTH, **architecture(fields))
 
 
-def learn(model: torch.nn.Module, run: dict, advance: Advance, length: int = LENGTH, path: Path | None = None) -> dict:
-    """The held-out loss, in nats per token and in bits per byte, and the curve of the training loss."""
-    path = path or prepare()
-    arguments = {
+def training_arguments(run: dict, length: int = LENGTH) -> dict:
+    """What Trainer is told, for blocks of this length."""
+    return {
         "per_device_train_batch_size": BATCH * LENGTH // length,
         "per_device_eval_batch_size": BATCH * LENGTH // length,
         "learning_rate": run["learning_rate"],
@@ -134,11 +133,16 @@ def learn(model: torch.nn.Module, run: dict, advance: Advance, length: int = LEN
         "adam_beta2": 0.95,
         "logging_steps": max(1, run["steps"] // 40),
     }
+
+
+def learn(model: torch.nn.Module, run: dict, advance: Advance, length: int = LENGTH) -> dict:
+    """The held-out loss, in nats per token and in bits per byte, and the curve of the training loss."""
+    path = prepare()
     data = {
         "train_dataset": blocks(path, TRAIN, length=length),
         "eval_dataset": blocks(path, HELD_OUT, run.get("held_out_blocks", HELD_OUT_BLOCKS), length),
     }
-    with silent_trainer(model, run, advance, arguments, **data) as (trainer, curve):
+    with silent_trainer(model, run, advance, training_arguments(run, length), **data) as (trainer, curve):
         trainer.train()
         loss = trainer.evaluate()["eval_loss"]
     return {"loss": loss, "bits_per_byte": loss / bytes_per_token(path) / math.log(2), "curve": curve}

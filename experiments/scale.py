@@ -24,6 +24,7 @@ from . import figures, language
 from .language import BATCH, HELD_OUT, HELD_OUT_BLOCKS, LENGTH, SIZES, TRAIN, VOCABULARY
 from .models import parameters
 from .runs import Advance, Experiment, by_settings, over_seeds
+from .trainer import silent_trainer
 
 BUDGET = 10.0  # CPU hours
 TUNING = "tuning"
@@ -62,8 +63,7 @@ def training_flops(size: str, row: str) -> int:
 
 def prepare(corpus: str) -> Path:
     """Training files, and those for the choice of rates and for the report, every sixth each."""
-    name = f"{corpus.lower()}-in-three"
-    return language.tokenized(name, lambda: in_three(corpus))
+    return language.tokenized(f"{corpus.lower()}-in-three", lambda: in_three(corpus))
 
 
 def in_three(corpus: str) -> dict[str, list[Path]]:
@@ -85,7 +85,9 @@ def settings(corpus: str, size: str, longer: int, row: str, rate: float, seed: i
 
 def one_run(run: dict, advance: Advance) -> dict:
     model, path = NexusForCausalLM(config(run["size"], run["row"])), prepare(run["corpus"])
-    curve = language.learn(model, run, advance, path=path)["curve"]
+    data = language.blocks(path, TRAIN)
+    with silent_trainer(model, run, advance, language.training_arguments(run), train_dataset=data) as (trainer, curve):
+        trainer.train()
     found = {part: losses(model.eval(), path, part) for part in (TUNING, HELD_OUT)}
     flops = run["steps"] * training_flops(run["size"], run["row"])
     return found | {"parameters": parameters(model), "training_flops": flops, "curve": curve}

@@ -196,7 +196,6 @@ def test_several_processes_are_one_report(tmp_path, monkeypatch):
         speed_cases.Case("smollm2-135m stack", "prefill", 1, 8, variants=("order 2",)),
     ]
     monkeypatch.setattr(speed, "cases", lambda preset: some)
-    monkeypatch.setattr(speed, "sharing", lambda case: None)  # one process for both shapes: each costs many seconds
     options = ["--preset", "quick", "--toy", "--device", "cpu", "--seconds", "0.01", "--processes", "2"]
     report = speed.main([*options, "--out", str(tmp_path)])["quick"]
     assert report["processes"] == 2

@@ -122,6 +122,37 @@ def test_masked_facts():
     assert 9 < later < 27
 
 
+def most_frequent(tokens):
+    return max(tokens, key=tokens.count)
+
+
+def most_boxes(row):
+    where = dict(zip(row[0:48:3], row[1:48:3], strict=True))  # of each thing, the last
+    return most_frequent([where[box] for box in range(6, 10)])
+
+
+@pytest.mark.parametrize(
+    "task, guess, right",
+    [
+        (lambda *each: masked_facts(12, 4, *each), lambda row: most_frequent([x for x in row if 8 <= x < MASK]), 0.21),
+        (lambda *each: assignments(10, 6, *each), lambda row: row[1], 0.63),
+        (lambda *each: two_hops(5, 6, *each), lambda row: most_frequent(row[2:30:3]), 0.38),
+        (lambda *each: moves(6, *each), most_boxes, 0.42),
+    ],
+    ids=["masked facts", "assignments", "two hops", "moves"],
+)
+def test_what_the_best_guess_without_looking_up_gets(task, guess, right):
+    """The pages quote it: a model that gets no more has learned to look nothing up."""
+    ids, labels = task(2000, generator())
+    hits = [
+        answer == guess(row)
+        for row, each in zip(ids.tolist(), labels.tolist(), strict=True)
+        for answer in each
+        if answer != IGNORED
+    ]
+    assert sum(hits) / len(hits) == pytest.approx(right, abs=0.01)
+
+
 def test_answer_loss_is_the_cross_entropy_of_the_answers():
     model = build("order 2", 1, **SMALL)
     ids, labels = recall(4, 3, generator())

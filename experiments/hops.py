@@ -20,7 +20,6 @@ from .synthetic import Batch, accuracy, hops, train
 
 BUDGET = 2.0  # CPU hours
 LAYERS, ORDERS = [1, 2, 3], [1, 2, 3]
-LOOPED_LAYERS = [1, 2]
 NODES, MOST = 8, 3
 STEPS, BATCH = 4000, 32
 LEARNING_RATES = [2e-3, 4e-3]
@@ -33,6 +32,7 @@ ARCHITECTURE = {
     "max_position_embeddings": 5 * NODES,
 }
 NAMES = {1: "standard", 2: "order 2", 3: "order 3"}
+FURTHER = [(1, "looped"), (2, "looped"), (2, "order 2, with W_O"), (2, "separate")]
 
 
 def most_hops(share: float) -> int:
@@ -74,7 +74,7 @@ def main(options: Namespace) -> dict:
     if options.quick:
         steps, rates, seeds, layers = 10, rates[:1], seeds[:2], LAYERS[:1]
     cells = [(depth, NAMES[order]) for depth in layers for order in ORDERS]
-    cells += [(depth, "looped") for depth in LOOPED_LAYERS if depth in layers]
+    cells += [cell for cell in FURTHER if cell[0] in layers]
     screen = [
         {"variant": variant, "layers": depth, "steps": steps, "learning_rate": rate, "seed": seeds[0]}
         for depth, variant in cells

@@ -21,7 +21,7 @@ from common.texts import CACHE, shakespeare
 from nexus_transformers.tokenization import train_tokenizer
 
 from . import figures
-from .models import build, label, parameters, training_flops
+from .models import WITH_W_O, build, label, parameters, training_flops
 from .runs import Advance, Experiment, best_by, grouped, over_seeds
 from .trainer import silent_trainer
 
@@ -118,7 +118,12 @@ def architecture(run: dict) -> dict:
 def flops(size: str, variant: str | list[int], **shape) -> int:
     """Of one training step."""
     fields = {**SIZES[size], **shape}
-    return training_flops(variant, fields["layers"], BATCH, LENGTH, **architecture(fields))
+    return training_flops(variant, fields["layers"], BATCH, LENGTH, **with_w_o(variant), **architecture(fields))
+
+
+def with_w_o(variant: str | list[int]) -> dict:
+    """All but Eq. 7 to 9, which has none: these runs are of version 0.1's form."""
+    return {} if variant == "inside heads" else WITH_W_O
 
 
 def training_arguments(run: dict, length: int = LENGTH) -> dict:
@@ -149,8 +154,9 @@ def learn(model: torch.nn.Module, run: dict, advance: Advance, length: int = LEN
 
 
 def one_run(run: dict, advance: Advance) -> dict:
-    model = build(run["variant"], run["layers"], **architecture(run))
-    cost = training_flops(run["variant"], run["layers"], BATCH, LENGTH, **architecture(run))
+    fields = with_w_o(run["variant"]) | architecture(run)
+    model = build(run["variant"], run["layers"], **fields)
+    cost = training_flops(run["variant"], run["layers"], BATCH, LENGTH, **fields)
     return learn(model, run, advance) | {
         "parameters": parameters(model),
         "training_flops": cost * run["steps"],

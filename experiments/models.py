@@ -12,11 +12,12 @@ from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
 from nexus_transformers.attention_nexus import NexusSelfAttention, rotate
 
-# The committed results are of version 0.1's form, which multiplies by W_O between levels. The paper's Eq. 12 does not.
-FORM = {"inner_output_projection": True}
+WITH_W_O = {"inner_output_projection": True}  # between the levels, as version 0.1 had it; the paper's Eq. 12 has none
 VARIANTS = {
     "standard": {"attention_order": 1},
     "order 2": {"attention_order": 2},
+    "order 2, with W_O": {"attention_order": 2, **WITH_W_O},
+    "separate": {"attention_order": 2, "inner_attention": "separate"},
     "order 3": {"attention_order": 3},
     "order 2, first layer": {"attention_order": [2]},  # filled up with order 1
     "order 3, first layer": {"attention_order": [3]},
@@ -28,13 +29,13 @@ VARIANTS = {
     "order 2, no inner scale": {"attention_order": 2, "inner_scale": False},
     "order 2, gates from 0": {"attention_order": 2, "inner_gate": True},
     "looped": {"attention_order": 1},  # every layer applied twice in a row, with the same weights
-    "inside heads": {"attention_order": 2, "inner_attention": "self", "inner_output_projection": False},
+    "inside heads": {"attention_order": 2, "inner_attention": "self"},
 }
 
 
 def config(variant: str, layers: int, **fields) -> NexusConfig:
     """The config of a variant, by name or as a list of one order per layer."""
-    nesting = FORM | ({"attention_order": variant} if isinstance(variant, list) else VARIANTS[variant])
+    nesting = {"attention_order": variant} if isinstance(variant, list) else dict(VARIANTS[variant])
     order = nesting["attention_order"]
     if isinstance(order, list):
         nesting["attention_order"] = order + [1] * (layers - len(order))

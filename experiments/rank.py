@@ -27,8 +27,15 @@ from .synthetic import SYMBOLS, accuracy, marker, recall, train
 
 BUDGET = 1.0  # CPU hours
 PAIRS, BATCH = 8, 32
-VARIANTS = ["standard", "order 2", "order 3"]
-WIDTHS = {"standard": [16, 32, 64, 128], "order 2": [16, 32, 64], "looped": [16, 64], "order 3": [16, 32]}
+VARIANTS = ["standard", "order 2", "order 2, with W_O", "order 3"]
+WIDTHS = {
+    "standard": [16, 32, 64, 128],
+    "order 2": [16, 32, 64],
+    "order 2, with W_O": [16],
+    "separate": [16],
+    "looped": [16, 64],
+    "order 3": [16, 32],
+}
 LENGTHS = [16, 64]  # of the marker task
 LEARNING_RATES = [2e-3, 8e-3]
 SEEDS = [0, 1, 2]

@@ -31,6 +31,8 @@ TASKS = {"recall": recall, "induction": induction}
 ROWS = {
     "1 layer, standard": ("standard", 1, WIDTH, 1.0),
     "1 layer, order 2": ("order 2", 1, WIDTH, 1.0),
+    "1 layer, order 2, with W_O": ("order 2, with W_O", 1, WIDTH, 1.0),
+    "1 layer, separate": ("separate", 1, WIDTH, 1.0),
     "1 layer, order 3": ("order 3", 1, WIDTH, 1.0),
     "1 layer, order 2, queries only": ("order 2, queries only", 1, WIDTH, 1.0),
     "1 layer, order 2, keys only": ("order 2, keys only", 1, WIDTH, 1.0),
@@ -46,6 +48,8 @@ ROWS = {
 INDUCTION_ROWS = [
     "1 layer, standard",
     "1 layer, order 2",
+    "1 layer, order 2, with W_O",
+    "1 layer, separate",
     "1 layer, order 3",
     "1 layer, looped",
     "1 layer, standard, 3 x longer",

@@ -30,30 +30,36 @@ BUDGET = 10.0  # CPU hours
 TUNING = "tuning"
 STEPS = 400  # of the standard model
 SEEDS = [0, 1, 2]
-STANDARD, FIRST, WINDOW, ALL = "standard", "first layer", "first layer, window 16", "all layers"
-ROWS = [STANDARD, FIRST, WINDOW, ALL]
-# In this order: corpus, size, times as many steps, rows, rates.
+STANDARD, FIRST = "standard", "first layer"
+# Layers that are nested, and further fields: Eq. 12 without W_O and with the scale, unless these say otherwise.
+NESTED = {
+    STANDARD: (0, {}),
+    FIRST: (1, {}),
+    "first layer, window 16": (1, {"inner_window": 16}),
+    "first two layers": (2, {}),
+    "all layers": (None, {}),
+}
+FEW = [STANDARD, FIRST]
+# In this order: corpus, size, times as many steps, rows, and rates: None for those that were best before.
 STAGES = [
-    ("Shakespeare", "small", 1, ROWS, [2e-3, 4e-3]),
-    ("SymPy", "small", 1, ROWS, [2e-3, 4e-3]),
-    ("Shakespeare", "small", 3, ROWS[:3], [2e-3, 4e-3]),
-    ("SymPy", "small", 3, ROWS[:3], [2e-3, 4e-3]),
-    ("Shakespeare", "medium", 1, ROWS[:3], [1e-3, 2e-3]),
-    ("Shakespeare", "small", 9, ROWS[:2], [2e-3, 4e-3]),
+    ("Shakespeare", "small", 1, list(NESTED), [2e-3, 4e-3]),
+    ("Shakespeare", "small", 3, FEW, [2e-3, 4e-3]),
+    ("SymPy", "small", 1, FEW, [2e-3, 4e-3]),
+    ("SymPy", "small", 3, FEW, None),
+    ("Shakespeare", "small", 9, FEW, None),
+    ("Shakespeare", "medium", 1, FEW, [1e-3, 2e-3]),
 ]
 
 
-def config(size: str, row: str) -> NexusConfig:
+def shape(size: str) -> dict:
     fields = SIZES[size]
-    layers = fields["layers"]
-    nesting = {
-        STANDARD: {"attention_order": 1},
-        FIRST: {"attention_order": [2] + [1] * (layers - 1)},
-        WINDOW: {"attention_order": [2] + [1] * (layers - 1), "inner_window": 16},
-        ALL: {"attention_order": 2},
-    }[row]
-    shape = language.architecture(fields) | {"num_layers": layers}
-    return NexusConfig(**shape, **nesting, bos_token_id=None, eos_token_id=None)
+    return language.architecture(fields) | {"num_layers": fields["layers"], "bos_token_id": None, "eos_token_id": None}
+
+
+def config(size: str, row: str) -> NexusConfig:
+    layers, (nested, fields) = SIZES[size]["layers"], NESTED[row]
+    nested = layers if nested is None else nested
+    return NexusConfig(**shape(size), attention_order=[2] * nested + [1] * (layers - nested), **fields)
 
 
 def training_flops(size: str, row: str) -> int:
@@ -84,13 +90,18 @@ def settings(corpus: str, size: str, longer: int, row: str, rate: float, seed: i
 
 
 def one_run(run: dict, advance: Advance) -> dict:
-    model, path = NexusForCausalLM(config(run["size"], run["row"])), prepare(run["corpus"])
+    model = NexusForCausalLM(config(run["size"], run["row"]))
+    found = learn(model, run, prepare(run["corpus"]), advance)
+    return found | {"training_flops": run["steps"] * training_flops(run["size"], run["row"])}
+
+
+def learn(model: torch.nn.Module, run: dict, path: Path, advance: Advance) -> dict:
+    """The losses on the files for rates and for the report, the parameters, and the curve of the training loss."""
     data = language.blocks(path, TRAIN)
     with silent_trainer(model, run, advance, language.training_arguments(run), train_dataset=data) as (trainer, curve):
         trainer.train()
     found = {part: losses(model.eval(), path, part) for part in (TUNING, HELD_OUT)}
-    flops = run["steps"] * training_flops(run["size"], run["row"])
-    return found | {"parameters": parameters(model), "training_flops": flops, "curve": curve}
+    return found | {"parameters": parameters(model), "curve": curve}
 
 
 @torch.no_grad()
@@ -119,29 +130,36 @@ def repeats_a_pair(ids: torch.Tensor) -> torch.Tensor:
 
 def main(options: Namespace) -> dict:
     experiment = Experiment("scale", BUDGET, options, one_run, summarise)
-    stages, seeds = STAGES, SEEDS
+    stages, seeds, best = STAGES, SEEDS, {}
     if options.quick:
-        stages, seeds = [("Shakespeare", "toy", 1, ROWS[:2], [2e-3])], SEEDS[:1]
+        stages, seeds = [("Shakespeare", "toy", 1, FEW, [2e-3]), ("Shakespeare", "toy", 3, FEW, None)], SEEDS[:1]
     for corpus in dict.fromkeys(stage[0] for stage in stages):
         prepare(corpus)
     for corpus, size, longer, rows, rates in stages:
         make = partial(settings, corpus, size, longer)
-        wanted = [make(row, rate, seed) for seed in seeds for row in rows for rate in rates]
-        experiment.run(f"{corpus}, {size}, {longer} x", wanted)
+        tried = {row: rates or [best[corpus, size, row]] for row in rows}
+        wanted = [make(row, rate, seed) for row in rows for rate in tried[row] for seed in seeds]
+        records = experiment.run(f"{corpus}, {size}, {longer} x", wanted)
+        best |= {(corpus, size, row): best_rate(same) for (row,), same in by_settings(records, "row").items()}
     report = experiment.finish()
     figures.scale(report, experiment.path.with_suffix(".png"))
     return report
 
 
+def best_rate(records: list[dict]) -> float:
+    """By the mean over the seeds of the loss on the files for that."""
+    rates = by_settings(records, "learning_rate").items()
+    tuning = {rate: over_seeds(same, TUNING, "bits_per_byte")["mean"] for (rate,), same in rates}
+    return min(tuning, key=tuning.get)
+
+
 def summarise(stages: dict[str, list[dict]]) -> dict[str, dict]:
-    """Per stage and row, at the rate that is best by the mean over the seeds of the loss on the files for that."""
+    """Per stage and row, at the best rate."""
     summary: dict[str, dict] = {}
     for stage, records in stages.items():
         for (row,), of_row in by_settings(records, "row").items():
-            rates = by_settings(of_row, "learning_rate")
-            tuning = {rate: over_seeds(same, TUNING, "bits_per_byte")["mean"] for (rate,), same in rates.items()}
-            best = min(tuning, key=tuning.get)
-            same = rates[best,]
+            best = best_rate(of_row)
+            same = by_settings(of_row, "learning_rate")[best,]
             summary.setdefault(stage, {})[row] = {
                 "learning_rate": best,
                 "steps": same[0]["settings"]["steps"],

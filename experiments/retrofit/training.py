@@ -16,7 +16,7 @@ from torch import nn
 from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
 
-from ..models import FORM
+from ..models import WITH_W_O
 from ..runs import Advance
 from ..trainer import silent_trainer
 from .tasks import OTHER, TASKS, Row, collate, measure, rows
@@ -45,7 +45,7 @@ def add_temperatures(model: NexusForCausalLM) -> dict[str, nn.Parameter]:
 
 def config_of(folder: Path, order: int | list[int]) -> NexusConfig:
     """The converted model at this order, in the form that the experiments have (models.py)."""
-    return NexusConfig.from_pretrained(folder / "model", attention_order=order, **FORM)
+    return NexusConfig.from_pretrained(folder / "model", attention_order=order, **WITH_W_O)
 
 
 def load(folder: Path, order: int | list[int]) -> NexusForCausalLM:

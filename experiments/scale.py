@@ -28,6 +28,7 @@ from .trainer import silent_trainer
 
 BUDGET = 10.0  # CPU hours
 TUNING = "tuning"
+PARTS = (TUNING, HELD_OUT)  # that are measured
 STEPS = 400  # of the standard model
 SEEDS = [0, 1, 2]
 STANDARD, FIRST = "standard", "first layer"
@@ -100,7 +101,7 @@ def learn(model: torch.nn.Module, run: dict, path: Path, advance: Advance) -> di
     data = language.blocks(path, TRAIN)
     with silent_trainer(model, run, advance, language.training_arguments(run), train_dataset=data) as (trainer, curve):
         trainer.train()
-    found = {part: losses(model.eval(), path, part) for part in (TUNING, HELD_OUT)}
+    found = {part: losses(model.eval(), path, part) for part in PARTS}
     return found | {"parameters": parameters(model), "curve": curve}
 
 

@@ -11,8 +11,8 @@ from argparse import Namespace
 import pytest
 import torch
 
-from experiments import chains, encoder, gates, hops, language, page, rank, recall, scale, tables
-from experiments.models import build, parameters, training_flops
+from experiments import arms, chains, encoder, gates, hops, language, page, rank, recall, scale, tables
+from experiments.models import VARIANTS, build, config, parameters, training_flops
 
 NAMES = ["recall", "hops", "rank", "language"]
 
@@ -118,7 +118,44 @@ def test_every_variant_has_a_learning_rate():
     assert language.rate_of([1, 3], best) == 2 and language.rate_of([2, 2], best) == 1
 
 
-# scale.py
+def test_only_attention_inside_heads_is_without_w_o():
+    for variant in (*VARIANTS, [2, 1]):
+        fields = language.with_w_o(variant)
+        assert config(variant, 2, **recall.architecture(32), **fields).inner_output_projection == (
+            variant != "inside heads"
+        )
+
+
+# scale.py and arms.py
+
+
+def test_equal_compute_in_scale_and_arms():
+    for row in scale.NESTED:
+        run = scale.settings("SymPy", "small", 3, row, 1e-3, 0)
+        spent = run["steps"] * scale.training_flops("small", row)
+        assert spent == pytest.approx(3 * scale.STEPS * scale.training_flops("small", "standard"), rel=2e-3)
+    for row in arms.ROWS:
+        run = arms.settings("small", row, arms.COMPUTE, 1e-3, 0)
+        spent = run["steps"] * arms.training_flops("small", row)
+        assert spent == pytest.approx(scale.STEPS * arms.training_flops("small", "Baseline"), rel=2e-3)
+        assert arms.settings("small", row, arms.STEPS, 1e-3, 0)["steps"] == scale.STEPS
+
+
+def test_arms_are_those_of_table_2():
+    configs = {row: arms.config("small", row) for row in arms.ROWS}
+    assert [config.layer_orders[0] for config in configs.values()] == [1, 2, 2, 2, 2, 3]
+    assert not any(config.inner_scale or config.inner_output_projection for config in configs.values())
+    costs = {row: arms.training_flops("small", row) for row in arms.ROWS}
+    assert costs["Baseline"] < costs["Nexus-QK-Shared"] < costs["Nexus-Q"] < costs["Nexus-QK"] < costs["Nexus-QKV"]
+
+
+def test_the_rate_is_that_of_the_smallest_mean_over_seeds():
+    def record(rate, seed, bits):
+        found = {part: {"bits_per_byte": bits if part == scale.TUNING else -rate} for part in scale.PARTS}
+        return {"settings": {"learning_rate": rate, "seed": seed}, "result": found}
+
+    records = [record(1, 0, 2.0), record(1, 1, 4.0), record(2, 0, 2.5), record(2, 1, 2.5)]
+    assert scale.best_rate(records) == 2
 
 
 def test_which_tokens_repeat_a_pair():

@@ -13,10 +13,11 @@ def logits(model):
     return model(input_ids=torch.arange(12)[None], use_cache=False).logits
 
 
-def test_all_variants_have_the_same_parameters_but_for_gates():
+def test_all_variants_have_the_same_parameters_but_for_gates_and_separate_weights():
     counts = {name: parameters(build(name, 2, **SMALL)) for name in VARIANTS}
     standard = counts.pop("standard")
     assert counts.pop("order 2, gates from 0") == standard + 4
+    assert counts.pop("separate") == standard + 2 * 2 * 3 * 32**2  # W_Q, W_K and W_V, of queries and of keys
     assert set(counts.values()) == {standard}
 
 
@@ -28,16 +29,13 @@ def test_looped_is_each_layer_twice():
     assert not torch.equal(logits(looped), logits(build("standard", 2, **SMALL)))
 
 
-def test_the_committed_results_are_of_version_0_1s_form():
-    """W_O between levels, for whatever has a W_O there; the paper's Eq. 12, without, is another function."""
-    assert {name for name in VARIANTS if not config(name, 2, **SMALL).inner_output_projection} == {"inside heads"}
-    nested = build("order 2", 2, **SMALL)
-    eq12 = build("order 2", 2, **SMALL, inner_output_projection=False)
-    eq12.load_state_dict(nested.state_dict())
-    assert not torch.equal(logits(nested), logits(eq12))
-    assert training_flops([2, 1], 2, 2, 16, **SMALL, inner_output_projection=False) < training_flops(
-        [2, 1], 2, 2, 16, **SMALL
-    )
+def test_with_w_o_is_another_function_and_costs_more():
+    """The committed runs of `language` and `retrofit` are of this form, all others of Eq. 12, the default."""
+    assert {name for name in VARIANTS if config(name, 2, **SMALL).inner_output_projection} == {"order 2, with W_O"}
+    eq12, with_w_o = build("order 2", 2, **SMALL), build("order 2, with W_O", 2, **SMALL)
+    eq12.load_state_dict(with_w_o.state_dict())
+    assert not torch.equal(logits(eq12), logits(with_w_o))
+    assert training_flops("order 2", 2, 2, 16, **SMALL) < training_flops("order 2, with W_O", 2, 2, 16, **SMALL)
 
 
 def test_inside_heads_is_self_attention_that_rotates_at_every_level():

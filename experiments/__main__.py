@@ -7,7 +7,8 @@ import importlib
 from . import page
 from .runs import parse
 
-NAMES = ["recall", "hops", "rank", "language", "forms", "window", "encoder", "chains", "scale", "gates", "retrofit"]
+NAMES = ["recall", "hops", "rank", "scale", "arms", "forms", "window", "chains", "encoder"]
+NAMES += ["language", "gates", "retrofit"]  # whose runs are of version 0.1's form
 
 if __name__ == "__main__":
     options = parse(__doc__, NAMES)

@@ -12,23 +12,18 @@ from argparse import Namespace
 from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
 
-from . import scale
+from . import figures, scale
 from .language import BATCH, HELD_OUT, LENGTH
 from .paper.presets import ARMS
+from .paper.table import TABLE_2
 from .runs import Advance, Experiment, by_settings, over_seeds
 from .scale import best_rate, learn, prepare, shape
 
 BUDGET = 1.5  # CPU hours
 SEEDS, RATES = [0, 1, 2], [2e-3, 4e-3]
 BASELINE = "Baseline"
-ROWS = {
-    BASELINE: "standard",
-    "Nexus-Q": "nexus-q",
-    "Nexus-QK": "nexus-qk",
-    "Nexus-QKV": "nexus-qkv",
-    "Nexus-QK-Shared": "nexus-qk-shared",
-    "Nexus-Recursive": "nexus-recursive",
-}
+ROWS = {name: arm for arm, ((name, *_), _) in TABLE_2.items() if arm != "eq7"}
+PAPER = {name: float(TABLE_2[arm][1].split()[-1]) / 100 for name, arm in ROWS.items()}  # mean accuracy of Pythia 70M
 STEPS, COMPUTE = "equal steps", "equal compute"
 
 
@@ -62,7 +57,9 @@ def main(options: Namespace) -> dict:
     best = {row: best_rate(same) for (row,), same in by_settings(tried, "row").items()}
     for at, rows in {STEPS: list(ROWS), COMPUTE: list(ROWS)[1:]}.items():
         experiment.run(at, [settings(size, row, at, best[row], seed) for row in rows for seed in seeds])
-    return experiment.finish()
+    report = experiment.finish()
+    figures.arms(report, experiment.path.with_suffix(".png"))
+    return report
 
 
 def summarise(stages: dict[str, list[dict]]) -> dict[str, dict]:
@@ -71,7 +68,8 @@ def summarise(stages: dict[str, list[dict]]) -> dict[str, dict]:
     for at in (STEPS, COMPUTE):
         for (row,), same in by_settings(stages.get(at, []), "row").items():
             run, result = same[0]["settings"], same[0]["result"]
-            found = summary.setdefault(row, {"learning_rate": run["learning_rate"], "parameters": result["parameters"]})
+            same_at_both = {"learning_rate": run["learning_rate"], "parameters": result["parameters"]}
+            found = summary.setdefault(row, {"paper": PAPER[row], **same_at_both})
             found[at] = {"bits_per_byte": over_seeds(same, HELD_OUT, "bits_per_byte"), "steps": run["steps"]}
             found[at]["training_flops"] = result["training_flops"]
     return summary

@@ -263,9 +263,40 @@ def chains(report: dict, path: Path) -> None:
     figure.savefig(path)
 
 
+def arms(report: dict, path: Path) -> None:
+    """Held-out bits per byte of each arm, at equal steps and at equal compute, beside the paper's accuracy."""
+    summary = report["summary"]
+    figure = Figure(figsize=(11, 3))
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    for shift, (at, colour) in zip((-0.12, 0.12), {"equal steps": RIVAL, "equal compute": NESTED}.items(), strict=True):
+        for place, (row, found) in enumerate(summary.items()):
+            if at in found:
+                spread = found[at]["bits_per_byte"]
+                ends = [[spread["mean"] - spread["min"]], [spread["max"] - spread["mean"]]]
+                label = at if row == list(summary)[-1] else None
+                left.errorbar(spread["mean"], place + shift, xerr=ends, fmt="o", color=colour, label=label)
+    of_baseline = next(iter(summary.values()))["equal steps"]["bits_per_byte"]
+    left.axvspan(of_baseline["min"], of_baseline["max"], color=STANDARD, alpha=0.15, label="baseline, its seeds")
+    left.set_yticks(range(len(summary)), list(summary))
+    left.set(title="Here: Shakespeare, half a million parameters", xlabel="held-out bits per byte: less is better")
+    left.invert_yaxis()
+    left.legend()
+    accuracies = [100 * found["paper"] for found in summary.values()]
+    right.plot(accuracies, range(len(summary)), "o", color=STANDARD)
+    right.set(title="The paper: Pythia 70M", xlabel="mean accuracy, %: more is better")
+    for axis in (left, right):
+        axis.grid(axis="x")
+    figure.savefig(path)
+
+
 def scale(report: dict, path: Path) -> None:
     """Gain over the standard model at equal compute: by corpus, size and length of training; then by kind of token."""
-    colours = {"first layer": NESTED, "first layer, window 16": NESTED_TWICE, "all layers": RIVAL}
+    colours = {
+        "first layer": NESTED,
+        "first layer, window 16": NESTED_TWICE,
+        "first two layers": TAB20[8],
+        "all layers": RIVAL,
+    }
     stages = {stage: rows for stage, rows in report["summary"].items() if len(rows) > 1}
     figure = Figure(figsize=(12, 0.6 + 0.62 * len(stages) + 1))
     axes = figure.subplots(1, 3, sharey=True)
@@ -285,7 +316,7 @@ def scale(report: dict, path: Path) -> None:
                 alpha=0.2,
                 label="standard, its seeds" if place == 0 else None,
             )
-            for shift, (row, colour) in zip((-0.22, 0, 0.22), colours.items(), strict=True):
+            for shift, (row, colour) in zip((-0.27, -0.09, 0.09, 0.27), colours.items(), strict=True):
                 if row in rows:
                     gain = {end: of_standard["mean"] - rows[row][name][end] for end in ("mean", "min", "max")}
                     ends = [[abs(gain["mean"] - gain["max"])], [abs(gain["min"] - gain["mean"])]]

@@ -14,6 +14,8 @@ TITLES = {
     "language": "Language modelling from scratch",
     "forms": "Which form is the default",
     "window": "How far inner levels have to see",
+    "scale": "Does the gain last?",
+    "arms": "The paper's Table 2, in small",
     "chains": "Where nesting should pay",
     "encoder": "In an encoder",
     "retrofit": "Retrofit of SmolLM2-135M",
@@ -179,6 +181,29 @@ def hops_by_window() -> str:
     return table("| answers right | 1 hop | 2 hops | 3 hops |", rows)
 
 
+def scale() -> str:
+    measured = ("bits_per_byte", "bits_repeated", "bits_new")
+    rows = [
+        [stage, row, *(figure(found[name]) for name in measured), f"{found['learning_rate']:g}", found["steps"]]
+        for stage, models in summaries()["scale"].items()
+        for row, found in models.items()
+    ]
+    head = "| equal compute | nested | held-out bits per byte | bits of a token that repeats a pair | of another |"
+    return table(f"{head} rate | steps |", rows)
+
+
+def arms() -> str:
+    found, rows = summaries()["arms"], []
+    (base, *_) = found.values()
+    for name, row in found.items():
+        bits = [figure(row[at]["bits_per_byte"]) if at in row else "" for at in ("equal steps", "equal compute")]
+        relative = row["equal steps"]["training_flops"] / base["equal steps"]["training_flops"]
+        cost = [f"{row['learning_rate']:g}", f"{row['parameters']:,}", times(relative)]
+        rows.append([name, *bits, *cost, f"{100 * row['paper']:.1f} %"])
+    head = "| | bits per byte, equal steps | equal compute | rate | parameters | FLOPs of a step |"
+    return table(f"{head} in the paper: mean accuracy at 70M |", rows)
+
+
 def chains(task: str) -> str:
     rows = [
         [name, percent(row["accuracy"]), f"{row['learning_rate']:g}", row["steps"]]
@@ -269,6 +294,8 @@ BLOCKS = {
     "windows": windows,
     "answers by window": answers_by_window,
     "hops by window": hops_by_window,
+    "scale": scale,
+    "arms": arms,
     **{task: partial(chains, task) for task in ("assignments", "moves", "two hops")},
     "masked facts": partial(encoder, "facts"),
     "masked text": partial(encoder, "text"),

@@ -7,7 +7,7 @@ import importlib
 from . import page
 from .runs import parse
 
-NAMES = ["recall", "hops", "rank", "scale", "arms", "forms", "window", "chains", "encoder"]
+NAMES = ["recall", "hops", "rank", "scale", "arms", "forms", "window", "chains", "encoder", "retrofit_forms"]
 NAMES += ["language", "gates", "retrofit"]  # whose runs are of version 0.1's form
 
 if __name__ == "__main__":

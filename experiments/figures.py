@@ -289,6 +289,24 @@ def arms(report: dict, path: Path) -> None:
     figure.savefig(path)
 
 
+def retrofit_forms(report: dict, path: Path) -> None:
+    """The held-out loss after short and long training: the mean of the seeds, and a bar from the best to the worst."""
+    lengths = [name for name in ("short", "long") if name in report["summary"]]
+    figure = Figure(figsize=(11, 3))
+    for axis, length in zip(figure.subplots(1, len(lengths), squeeze=False)[0], lengths, strict=True):
+        rows = report["summary"][length]
+        for place, (row, found) in enumerate(rows.items()):
+            spread = found["loss"]
+            ends = [[spread["mean"] - spread["min"]], [spread["max"] - spread["mean"]]]
+            axis.errorbar(spread["mean"], place, xerr=ends, fmt="o", color=STANDARD if "source" in row else NESTED)
+        axis.set_yticks(range(len(rows)), list(rows))
+        axis.invert_yaxis()
+        steps = rows["source"]["steps"]
+        axis.set(title=f"The compute of {steps} steps of the source", xlabel="held-out loss, nats per token")
+        axis.grid(axis="x")
+    figure.savefig(path)
+
+
 def scale(report: dict, path: Path) -> None:
     """Gain over the standard model at equal compute: by corpus, size and length of training; then by kind of token."""
     colours = {

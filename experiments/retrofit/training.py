@@ -43,13 +43,15 @@ def add_temperatures(model: NexusForCausalLM) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if name.endswith(".temperature")}
 
 
-def config_of(folder: Path, order: int | list[int]) -> NexusConfig:
-    """The converted model at this order, in the form that the experiments have (models.py)."""
-    return NexusConfig.from_pretrained(folder / "model", attention_order=order, **WITH_W_O)
+def config_of(folder: Path, order: int | list[int], form: dict | None = None) -> NexusConfig:
+    """The converted model at this order, in a form (fields of its config): by default that of version 0.1."""
+    form = WITH_W_O if form is None else form
+    return NexusConfig.from_pretrained(folder / "model", attention_order=order, **form)
 
 
-def load(folder: Path, order: int | list[int]) -> NexusForCausalLM:
-    config = config_of(folder, order)
+def load(folder: Path, order: int | list[int], form: dict | None = None) -> NexusForCausalLM:
+    """What "separate" has beyond the converted model is drawn at random."""
+    config = config_of(folder, order, form)
     return NexusForCausalLM.from_pretrained(folder / "model", config=config, dtype=torch.float32)
 
 
@@ -126,7 +128,7 @@ def train(model: nn.Module, scalars: list[nn.Parameter], examples: list[Row], ru
 def one_run(folder: str, run: dict, advance: Advance) -> dict:
     """Trains as the settings say, and measures on what was trained on and on the other text."""
     kind = run["corpus"]
-    model = load(Path(folder), run["order"])
+    model = load(Path(folder), run["order"], run.get("form"))
     config = model.config
     model, scalars = make_trainable(model, run["trained"], run.get("gate_start", 0.0))
     examples = rows(Path(folder), kind, "train")
@@ -192,10 +194,15 @@ def backward(config: NexusConfig, batch: int, length: int, logits: int) -> int:
 
 
 def lora_flops(config: NexusConfig, tokens: int) -> int:
-    """Of the adapters alone, three products each; those of queries, keys and outputs are used at every level."""
+    """
+    Of the adapters alone, three products each. Those of queries and keys are used at every level, those of outputs too
+    where W_O is between the levels.
+    """
     query, key_value = costs.widths(config)
     hidden, inner = config.hidden_size, config.intermediate_size
     numbers = 0
     for order in config.layer_orders:
-        numbers += order * (3 * hidden + 2 * query + key_value) + (hidden + key_value) + 3 * (hidden + inner)
+        outputs = order if config.inner_output_projection else 1
+        numbers += order * (2 * hidden + query + key_value) + outputs * (query + hidden)
+        numbers += (hidden + key_value) + 3 * (hidden + inner)
     return 3 * 2 * tokens * LORA["r"] * numbers

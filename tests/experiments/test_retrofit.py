@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from common import costs
-from experiments import retrofit
+from experiments import retrofit, retrofit_forms
 from experiments.retrofit import training
 from experiments.retrofit.report import summarise
 from experiments.retrofit.tasks import (
@@ -29,6 +29,7 @@ from experiments.retrofit.training import (
     add_temperatures,
     config_of,
     load,
+    lora_flops,
     make_trainable,
     one_run,
     optimizer_and_schedule,
@@ -225,10 +226,14 @@ def test_gates_may_go_first_and_have_a_rate_of_their_own(toy):
     assert course[-1][0] < 0.05e-4
 
 
-@pytest.mark.parametrize("method", retrofit.METHODS)
-def test_the_cost_of_a_step_is_what_pytorch_counts(toy, method):
-    trained, order = retrofit.METHODS[method]
-    model = load(toy, order)
+@pytest.mark.parametrize(
+    ("trained", "order", "form"),
+    [(*each, None) for each in retrofit.METHODS.values()]
+    + [(trained, 2 if share else 1, form) for trained, share, form, _ in retrofit_forms.ROWS.values()],
+    ids=[*retrofit.METHODS, *(f"Eq. 12: {row}" for row in retrofit_forms.ROWS)],
+)
+def test_the_cost_of_a_step_is_what_pytorch_counts(toy, trained, order, form):
+    model = load(toy, order, form)
     model.set_attn_implementation("eager")  # the fused kernel of the CPU is not counted
     examples = [{"ids": list(range(5, 29)), "asked": 4}] * 2
     wanted = step_flops(model.config, trained, examples, batch=2)
@@ -236,13 +241,24 @@ def test_the_cost_of_a_step_is_what_pytorch_counts(toy, method):
     with FlopCounterMode(display=False) as counter:
         model.train()(**collate(examples)).loss.backward()
     # "eager" computes masked scores too, but keeps them for the backward pass
-    config = config_of(toy, order)
+    config = config_of(toy, order, form)
     both = [costs.flops(config, 2, 24, logits=5, training=True, attention=kind)["total"] for kind in ("causal", "all")]
     difference = counter.get_total_flops() - (wanted + both[1] - both[0])
     if trained == "everything":
         assert difference == 0
     else:  # the gradients of the first layer's input, which nothing needs, are counted in
         assert -0.1 * wanted < difference <= 0
+
+
+@pytest.mark.parametrize("form", [{}, {"inner_output_projection": True}], ids=["Eq. 12", "with W_O"])
+def test_the_cost_of_adapters_is_what_pytorch_counts(toy, form):
+    model, counted = load(toy, 2, form), []
+    for trained in ("nothing", "LoRA"):
+        model, _ = make_trainable(model, trained)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.eval()(IDS)
+        counted.append(counter.get_total_flops())
+    assert 3 * (counted[1] - counted[0]) == lora_flops(config_of(toy, 2, form), IDS.numel())
 
 
 def test_layers_below_the_lowest_gate_cost_no_backward_pass(toy):

@@ -308,42 +308,34 @@ def retrofit_forms(report: dict, path: Path) -> None:
 
 
 def scale(report: dict, path: Path) -> None:
-    """Gain over the standard model at equal compute: by corpus, size and length of training; then by kind of token."""
-    colours = {
-        "first layer": NESTED,
-        "first layer, window 16": NESTED_TWICE,
-        "first two layers": TAB20[8],
-        "all layers": RIVAL,
-    }
-    stages = {stage: rows for stage, rows in report["summary"].items() if len(rows) > 1}
-    figure = Figure(figsize=(12, 0.6 + 0.62 * len(stages) + 1))
+    """
+    Gain over the standard model at equal compute, seed by seed, of all tokens and by kind of token: a line for each row
+    of each corpus, size and length of training.
+    """
+    colours = {"first layer, window 16": NESTED, "standard, first layer sees 16": STANDARD}
+    names, gains = [], []
+    for stage, rows in report["summary"].items():
+        nested = {row: found["gain"] for row, found in rows.items() if "gain" in found}
+        names += [stage, *nested] if nested else []
+        gains += [None, *nested.values()] if nested else []
+    figure = Figure(figsize=(13, 0.8 + 0.24 * len(names)))
     axes = figure.subplots(1, 3, sharey=True)
     panels = {
         "bits_per_byte": "all tokens, bits per byte",
         "bits_repeated": "tokens that repeat a pair, bits each",
         "bits_new": "all others, bits each",
     }
-    for axis, (name, title) in zip(axes, panels.items(), strict=True):
-        for place, rows in enumerate(stages.values()):
-            of_standard = rows["standard"][name]
-            axis.fill_betweenx(
-                [place - 0.4, place + 0.4],
-                of_standard["mean"] - of_standard["max"],
-                of_standard["mean"] - of_standard["min"],
-                color=STANDARD,
-                alpha=0.2,
-                label="standard, its seeds" if place == 0 else None,
-            )
-            for shift, (row, colour) in zip((-0.27, -0.09, 0.09, 0.27), colours.items(), strict=True):
-                if row in rows:
-                    gain = {end: of_standard["mean"] - rows[row][name][end] for end in ("mean", "min", "max")}
-                    ends = [[abs(gain["mean"] - gain["max"])], [abs(gain["min"] - gain["mean"])]]
-                    label = row if place == 0 else None
-                    axis.errorbar(gain["mean"], place + shift, xerr=ends, fmt="o", color=colour, label=label)
+    for axis, (measure, title) in zip(axes, panels.items(), strict=True):
+        for place, (name, gain) in enumerate(zip(names, gains, strict=True)):
+            if gain is not None:
+                spread = gain[measure]
+                ends = [[spread["mean"] - spread["min"]], [spread["max"] - spread["mean"]]]
+                axis.errorbar(spread["mean"], place, xerr=ends, fmt="o", color=colours.get(name, RIVAL), markersize=5)
         axis.axvline(0, color=STANDARD, linewidth=0.8)
         axis.locator_params("x", nbins=5)
-        axis.set(title=f"Gain over standard: {title}", yticks=range(len(stages)), yticklabels=list(stages))
+        axis.set(title=f"Gain over standard: {title}", yticks=range(len(names)), yticklabels=names)
         axis.grid(axis="x")
+    for label, gain in zip(axes[0].get_yticklabels(), gains, strict=True):
+        label.set_fontweight("bold" if gain is None else "normal")
     axes[0].invert_yaxis()
-    axes[0].legend()
     figure.savefig(path)

@@ -23,32 +23,37 @@ from nexus_transformers import NexusConfig, NexusForCausalLM
 from . import figures, language
 from .language import BATCH, HELD_OUT, HELD_OUT_BLOCKS, LENGTH, SIZES, TRAIN, VOCABULARY
 from .models import parameters
-from .runs import Advance, Experiment, by_settings, over_seeds
+from .runs import Advance, Experiment, by_settings, mean_and_spread, over_seeds
 from .trainer import silent_trainer
 
 BUDGET = 10.0  # CPU hours
 TUNING = "tuning"
 PARTS = (TUNING, HELD_OUT)  # that are measured
+MEASURES = ("bits_per_byte", "bits_repeated", "bits_new")
 STEPS = 400  # of the standard model
 SEEDS = [0, 1, 2]
-STANDARD, FIRST = "standard", "first layer"
+STANDARD, FIRST, WINDOW, NEAR = "standard", "first layer", "first layer, window 16", "standard, first layer sees 16"
+SEES_16 = {"sliding_window": 16, "sliding_layers": [0]}  # the whole first layer: the rival of a window of inner levels
 # Layers that are nested, and further fields: Eq. 12 without W_O and with the scale, unless these say otherwise.
 NESTED = {
     STANDARD: (0, {}),
     FIRST: (1, {}),
-    "first layer, window 16": (1, {"inner_window": 16}),
+    WINDOW: (1, {"inner_window": 16}),
+    "first layer, window 4": (1, {"inner_window": 4}),
+    NEAR: (0, SEES_16),
+    "first layer, sees 16": (1, SEES_16),
     "first two layers": (2, {}),
     "all layers": (None, {}),
 }
-FEW = [STANDARD, FIRST]
+FEW = [STANDARD, WINDOW, NEAR, FIRST]
 # In this order: corpus, size, times as many steps, rows, and rates: None for those that were best before.
 STAGES = [
     ("Shakespeare", "small", 1, list(NESTED), [2e-3, 4e-3]),
     ("Shakespeare", "small", 3, FEW, [2e-3, 4e-3]),
     ("SymPy", "small", 1, FEW, [2e-3, 4e-3]),
-    ("SymPy", "small", 3, FEW, None),
-    ("Shakespeare", "small", 9, FEW, None),
-    ("Shakespeare", "medium", 1, FEW, [1e-3, 2e-3]),
+    ("Shakespeare", "medium", 1, FEW[:3], [1e-3, 2e-3]),
+    ("SymPy", "small", 3, FEW[:3], None),
+    ("Shakespeare", "small", 9, FEW[:3], None),
 ]
 
 
@@ -133,7 +138,10 @@ def main(options: Namespace) -> dict:
     experiment = Experiment("scale", BUDGET, options, one_run, summarise)
     stages, seeds, best = STAGES, SEEDS, {}
     if options.quick:
-        stages, seeds = [("Shakespeare", "toy", 1, FEW, [2e-3]), ("Shakespeare", "toy", 3, FEW, None)], SEEDS[:1]
+        stages, seeds = (
+            [("Shakespeare", "toy", 1, FEW[:2], [2e-3]), ("Shakespeare", "toy", 3, FEW[:2], None)],
+            SEEDS[:1],
+        )
     for corpus in dict.fromkeys(stage[0] for stage in stages):
         prepare(corpus)
     for corpus, size, longer, rows, rates in stages:
@@ -155,16 +163,30 @@ def best_rate(records: list[dict]) -> float:
 
 
 def summarise(stages: dict[str, list[dict]]) -> dict[str, dict]:
-    """Per stage and row, at the best rate."""
+    """
+    Per stage and row, at the best rate, the losses over the seeds, and the gain over the standard model seed by seed:
+    runs with one seed see the same data in the same order.
+    """
     summary: dict[str, dict] = {}
     for stage, records in stages.items():
-        for (row,), of_row in by_settings(records, "row").items():
-            best = best_rate(of_row)
-            same = by_settings(of_row, "learning_rate")[best,]
+        chosen = {}
+        for (row,), same in by_settings(records, "row").items():
+            chosen[row] = by_settings(same, "learning_rate")[best_rate(same),]
+        for row, same in chosen.items():
+            run, result = same[0]["settings"], same[0]["result"]
             summary.setdefault(stage, {})[row] = {
-                "learning_rate": best,
-                "steps": same[0]["settings"]["steps"],
-                "parameters": same[0]["result"]["parameters"],
-                **{name: over_seeds(same, HELD_OUT, name) for name in same[0]["result"][HELD_OUT]},
+                "learning_rate": run["learning_rate"],
+                "steps": run["steps"],
+                "parameters": result["parameters"],
+                **{name: over_seeds(same, HELD_OUT, name) for name in result[HELD_OUT]},
             }
+            if row != STANDARD and STANDARD in chosen:
+                gains = {name: gain(chosen[STANDARD], same, name) for name in MEASURES}
+                summary[stage][row]["gain"] = gains
     return summary
+
+
+def gain(standard: list[dict], nested: list[dict], name: str) -> dict:
+    """By how many bits the nested model is better, over the seeds that both have."""
+    bits = [{each["settings"]["seed"]: each["result"][HELD_OUT][name] for each in runs} for runs in (standard, nested)]
+    return mean_and_spread([bits[0][seed] - bits[1][seed] for seed in sorted(bits[0].keys() & bits[1].keys())])

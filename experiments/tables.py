@@ -182,14 +182,25 @@ def hops_by_window() -> str:
 
 
 def scale() -> str:
-    measured = ("bits_per_byte", "bits_repeated", "bits_new")
+    rows = []
+    for stage, models in summaries()["scale"].items():
+        for row, found in models.items():
+            gain = figure(found["gain"]["bits_per_byte"], sign="+") if "gain" in found else ""
+            rows.append(
+                [stage, row, figure(found["bits_per_byte"]), gain, f"{found['learning_rate']:g}", found["steps"]]
+            )
+    head = "| equal compute | nested | held-out bits per byte | gain over standard, seed by seed | rate | steps |"
+    return table(head, rows)
+
+
+def repeated_pairs() -> str:
     rows = [
-        [stage, row, *(figure(found[name]) for name in measured), f"{found['learning_rate']:g}", found["steps"]]
+        [stage, row, *(figure(found["gain"][name], 2, "+") for name in ("bits_repeated", "bits_new"))]
         for stage, models in summaries()["scale"].items()
         for row, found in models.items()
+        if "gain" in found
     ]
-    head = "| equal compute | nested | held-out bits per byte | bits of a token that repeats a pair | of another |"
-    return table(f"{head} rate | steps |", rows)
+    return table("| gain in bits per token | nested | of tokens that repeat a pair | of all others |", rows)
 
 
 def arms() -> str:
@@ -295,6 +306,7 @@ BLOCKS = {
     "answers by window": answers_by_window,
     "hops by window": hops_by_window,
     "scale": scale,
+    "repeated pairs": repeated_pairs,
     "arms": arms,
     **{task: partial(chains, task) for task in ("assignments", "moves", "two hops")},
     "masked facts": partial(encoder, "facts"),

@@ -14,7 +14,7 @@ import torch
 from experiments import arms, chains, encoder, gates, hops, language, page, rank, recall, scale, tables
 from experiments.models import VARIANTS, build, config, parameters, training_flops
 
-NAMES = ["recall", "hops", "rank", "language"]
+NAMES = ["recall", "hops", "rank", "scale", "arms", "language"]
 
 
 def run(name, out, quick):
@@ -156,6 +156,15 @@ def test_the_rate_is_that_of_the_smallest_mean_over_seeds():
 
     records = [record(1, 0, 2.0), record(1, 1, 4.0), record(2, 0, 2.5), record(2, 1, 2.5)]
     assert scale.best_rate(records) == 2
+
+
+def test_gains_are_seed_by_seed():
+    def records(bits):
+        results = ({scale.HELD_OUT: {"bits_per_byte": each}} for each in bits)
+        return [{"settings": {"seed": seed}, "result": each} for seed, each in enumerate(results)]
+
+    spread = scale.gain(records([3.0, 2.0, 1.0]), records([2.5, 1.5]), "bits_per_byte")
+    assert spread == {"mean": 0.5, "min": 0.5, "max": 0.5, "seeds": 2}
 
 
 def test_which_tokens_repeat_a_pair():

@@ -329,6 +329,30 @@ def test_the_summary_takes_the_tuned_runs_and_compares_seed_by_seed():
 
 
 @pytest.mark.slow
+def test_the_forms_at_toy_size(toy, tmp_path):
+    shutil.copytree(toy, tmp_path / "toy")
+    summary = retrofit_forms.main(Namespace(out=tmp_path, workers=1, quick=True))["summary"]
+    assert list(summary["short"]) == list(retrofit_forms.ROWS) and list(summary["long"]) == retrofit_forms.LONG
+    parameters = {row: found["trained_parameters"] for row, found in summary["short"].items()}
+    scalars = 2 * LAYERS  # gates
+    assert parameters["Eq. 12, all layers"] == parameters["source"] + scalars
+    assert parameters["separate, all layers"] == parameters["separate, all layers, no gates"] + scalars
+    assert parameters["separate, all layers, no gates"] > parameters["source"]
+    gates = {row for row, found in summary["short"].items() if found["widest_gate"]}
+    assert gates == {row for row in retrofit_forms.ROWS if "source" not in row and "no gates" not in row}
+    assert (tmp_path / "retrofit_forms.png").stat().st_size > 10_000
+
+
+def test_forms_at_equal_compute(toy):
+    for row in retrofit_forms.ROWS:
+        run = retrofit_forms.settings(toy, row, 1e-4, 0, 10_000)
+        rival = retrofit_forms.settings(toy, "source, LoRA" if "LoRA" in row else "source", 1e-4, 0, 10_000)
+        assert rival["steps"] == 10_000
+        spent = [each["steps"] * retrofit_forms.cost(toy, each) for each in (run, rival)]
+        assert spent[0] == pytest.approx(spent[1], rel=1e-3)
+
+
+@pytest.mark.slow
 def test_the_whole_experiment_at_toy_size_and_again_without_a_run(toy, tmp_path, capsys):
     shutil.copytree(toy, tmp_path / "toy")
     options = Namespace(out=tmp_path, workers=1, quick=True)

@@ -12,7 +12,7 @@ from argparse import Namespace
 from common import costs
 from nexus_transformers import NexusConfig, NexusForCausalLM
 
-from . import figures, scale
+from . import loss_figures, scale
 from .language import BATCH, HELD_OUT, LENGTH
 from .paper.presets import ARMS
 from .paper.table import TABLE_2
@@ -58,7 +58,7 @@ def main(options: Namespace) -> dict:
     for at, rows in {STEPS: list(ROWS), COMPUTE: list(ROWS)[1:]}.items():
         experiment.run(at, [settings(size, row, at, best[row], seed) for row in rows for seed in seeds])
     report = experiment.finish()
-    figures.arms(report, experiment.path.with_suffix(".png"))
+    loss_figures.arms(report, experiment.path.with_suffix(".png"))
     return report
 
 

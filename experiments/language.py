@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from common.texts import CACHE, shakespeare
 from nexus_transformers.tokenization import train_tokenizer
 
-from . import figures
+from . import loss_figures
 from .models import WITH_W_O, build, label, parameters, training_flops
 from .runs import Advance, Experiment, best_by, grouped, over_seeds
 from .trainer import silent_trainer
@@ -222,7 +222,7 @@ def main(options: Namespace) -> dict:
     stage("map, equal steps", [settings(small, each, rate_of(each, best)) for each in nested])
 
     report = experiment.finish()
-    figures.language(report, experiment.path.with_suffix(".png"))
+    loss_figures.language(report, experiment.path.with_suffix(".png"))
     return report
 
 

@@ -12,7 +12,7 @@ from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
-from . import figures
+from . import loss_figures
 from .retrofit import GATE_RATE
 from .retrofit.tasks import TEXT, prepare, rows
 from .retrofit.training import config_of, one_run, step_flops
@@ -75,7 +75,7 @@ def main(options: Namespace) -> dict:
     longer = [make(run["method"], run["learning_rate"], 0, LONGER * STEPS[name]) for run in best]
     experiment.run("long", [run | {"seed": seed} for run in longer if run["method"] in LONG for seed in seeds])
     report = experiment.finish()
-    figures.retrofit_forms(report, experiment.path.with_suffix(".png"))
+    loss_figures.retrofit_forms(report, experiment.path.with_suffix(".png"))
     return report
 
 

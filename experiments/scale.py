@@ -20,7 +20,7 @@ from common import costs
 from common.texts import shakespeare, sympy
 from nexus_transformers import NexusConfig, NexusForCausalLM
 
-from . import figures, language
+from . import language, loss_figures
 from .language import BATCH, HELD_OUT, HELD_OUT_BLOCKS, LENGTH, SIZES, TRAIN, VOCABULARY
 from .models import parameters
 from .runs import Advance, Experiment, by_settings, mean_and_spread, over_seeds
@@ -151,7 +151,7 @@ def main(options: Namespace) -> dict:
         records = experiment.run(f"{corpus}, {size}, {longer} x", wanted)
         best |= {(corpus, size, row): best_rate(same) for (row,), same in by_settings(records, "row").items()}
     report = experiment.finish()
-    figures.scale(report, experiment.path.with_suffix(".png"))
+    loss_figures.scale(report, experiment.path.with_suffix(".png"))
     return report
 
 

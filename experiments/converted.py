@@ -1,5 +1,6 @@
 """The converted models that experiments start from: SmolLM2-135M-Instruct, or a toy for quick runs."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,24 +10,32 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from common.texts import smollm2
+from nexus_transformers.conversion_scripts.checkpoint.files import CODE_FILES, ROOT
 from nexus_transformers.tokenization import CHAT_TEMPLATES, config_fields, train_tokenizer
 
 
 def convert(name: str, folder: Path) -> None:
     """
-    Writes `folder`/model, unless it is there: order 2 in every layer, with closed gates.
+    Writes `folder`/model, unless it is there with today's code: order 2 in every layer, with closed gates.
 
     Args:
         name: "smollm2", downloaded, or "toy", a random Llama, converted just as really.
     """
-    if (folder / "model").exists():
+    if is_current(folder / "model"):
         return
+    shutil.rmtree(folder / "model", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     source = smollm2() if name == "smollm2" else toy_source(folder / "source")
     nexus = Path(sys.executable).with_name("nexus")
     checked = [] if name == "smollm2" else ["--no-verify"]  # the toy: its verification is tested elsewhere
     if subprocess.run([nexus, "convert", source, folder / "model", "--order", "2", *checked]).returncode != 0:
         sys.exit(f"{name} could not be converted; see the message above.")
+
+
+def is_current(model: Path) -> bool:
+    """Whether the folder has a model that brings the code of this version."""
+    files = [(model / name, ROOT / name) for name in CODE_FILES]
+    return all(file.exists() and file.read_bytes() == own.read_bytes() for file, own in files)
 
 
 def toy_source(folder: Path) -> Path:

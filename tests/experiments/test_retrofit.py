@@ -54,6 +54,17 @@ def logits(model):
     return model.eval()(IDS).logits
 
 
+def test_a_model_with_older_code_is_converted_again(toy, tmp_path):
+    shutil.copytree(toy, tmp_path / "toy")
+    code, weights = (tmp_path / "toy" / "model" / name for name in ("attention_nexus.py", "model.safetensors"))
+    made = weights.stat().st_mtime_ns
+    prepare("toy", tmp_path / "toy")
+    assert weights.stat().st_mtime_ns == made
+    code.write_text(code.read_text() + "# older\n")
+    prepare("toy", tmp_path / "toy")
+    assert weights.stat().st_mtime_ns > made and code.read_bytes() == (toy / "model" / code.name).read_bytes()
+
+
 def test_temperatures_at_1_change_nothing_and_learn(toy):
     plain, model = load(toy, 1), load(toy, 1)
     temperatures = add_temperatures(model)

@@ -13,7 +13,7 @@ from argparse import Namespace
 import torch
 
 from . import figures
-from .models import WITH_W_O, build, parameters, training_flops
+from .models import build, parameters, training_flops, with_w_o
 from .runs import Advance, Experiment, best_by, by_settings, over_seeds
 from .synthetic import NAMES as NODE_NAMES
 from .synthetic import Batch, accuracy, hops, train
@@ -44,9 +44,9 @@ def most_hops(share: float) -> int:
 
 
 def one_run(run: dict, advance: Advance) -> dict:
-    model = build(run["variant"], run["layers"], **WITH_W_O, **ARCHITECTURE)
+    model = build(run["variant"], run["layers"], **with_w_o(run["variant"]), **ARCHITECTURE)
     losses, right = learn(model, run, advance)
-    cost = training_flops(run["variant"], run["layers"], BATCH, 5 * NODES, **WITH_W_O, **ARCHITECTURE)
+    cost = training_flops(run["variant"], run["layers"], BATCH, 5 * NODES, **with_w_o(run["variant"]), **ARCHITECTURE)
     return {
         "accuracy": right,
         "mean_accuracy": sum(right.values()) / len(right),

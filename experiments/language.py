@@ -21,7 +21,7 @@ from common.texts import CACHE, shakespeare
 from nexus_transformers.tokenization import train_tokenizer
 
 from . import loss_figures
-from .models import WITH_W_O, build, label, parameters, training_flops
+from .models import build, label, parameters, training_flops, with_w_o
 from .runs import Advance, Experiment, best_by, grouped, over_seeds
 from .trainer import silent_trainer
 
@@ -119,11 +119,6 @@ def flops(size: str, variant: str | list[int], **shape) -> int:
     """Of one training step."""
     fields = {**SIZES[size], **shape}
     return training_flops(variant, fields["layers"], BATCH, LENGTH, **with_w_o(variant), **architecture(fields))
-
-
-def with_w_o(variant: str | list[int]) -> dict:
-    """All but Eq. 7 to 9, which has none: these runs are of version 0.1's form."""
-    return {} if variant == "inside heads" else WITH_W_O
 
 
 def training_arguments(run: dict, length: int = LENGTH) -> dict:

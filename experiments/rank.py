@@ -21,7 +21,7 @@ from functools import partial
 import torch
 
 from . import figures
-from .models import WITH_W_O, build, parameters, training_flops
+from .models import build, parameters, training_flops, with_w_o
 from .recall import architecture
 from .runs import Advance, Experiment, best_by, by_settings, over_seeds
 from .synthetic import SYMBOLS, accuracy, marker, recall, train
@@ -75,13 +75,15 @@ def measure(model: torch.nn.Module, generator: torch.Generator) -> dict:
 
 
 def one_run(run: dict, advance: Advance) -> dict:
-    model = build(run["variant"], 1, **WITH_W_O, **architecture(run["width"]))
+    model = build(run["variant"], 1, **with_w_o(run["variant"]), **architecture(run["width"]))
     fresh = torch.Generator().manual_seed(10_000 + run["seed"])
     before = measure(model, torch.Generator().manual_seed(run["seed"])) if run["task"] == "recall" else None
     size, draw = run["size"], recall if run["task"] == "recall" else marker
     losses = train(model, partial(draw, size, run["batch"]), run["steps"], run["learning_rate"], run["seed"], advance)
     length = 4 * size if run["task"] == "recall" else size
-    cost = training_flops(run["variant"], 1, run["batch"], length, **WITH_W_O, **architecture(run["width"]))
+    cost = training_flops(
+        run["variant"], 1, run["batch"], length, **with_w_o(run["variant"]), **architecture(run["width"])
+    )
     result = {
         "accuracy": accuracy(model, [draw(size, 128, fresh) for _ in range(8)]),
         "loss": losses,

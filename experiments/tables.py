@@ -272,17 +272,18 @@ def comparisons() -> str:
 
 def evidence() -> str:
     """The table that model cards quote."""
-    recalled, stages = summaries()["recall"]["recall"], summaries()["language"]
-    size = figure(stages["longer"]["standard"]["parameters"] / 1e6, 1)
-    first = f"language model of {size} million parameters from scratch, first layer nested, equal steps: bits per byte"
+    recalled, scaled = summaries()["recall"]["recall"], summaries()["scale"]
+    short, longer = (scaled[f"Shakespeare, small, {times} x"] for times in (1, 3))
     right = [percent(recalled[f"1 layer, {each}"]["accuracy"]["32"]) for each in ("order 2", "standard")]
     rows = [["associative recall over 32 pairs, one layer from scratch, equal parameters: answers right", *right]]
-    for title, stage, model in (
-        (first, "ablation", "order 2, first layer"),
-        ("the same, three times as long, equal compute", "longer", "order 2, first layer"),
-        ("every layer nested, three times as long, equal compute", "longer", "order 2"),
+    size = figure(short["standard"]["parameters"] / 1e6, 1)
+    model = f"language model of {size} million parameters from scratch, equal compute"
+    for title, stage, nested in (
+        (f"{model}, first layer nested, inner window of 16: bits per byte", short, "first layer, window 16"),
+        ("the same, three times as long", longer, "first layer, window 16"),
+        (f"{model}, every layer nested: bits per byte", short, "all layers"),
     ):
-        rows.append([title, *(figure(stages[stage][each]["bits_per_byte"]) for each in (model, "standard"))])
+        rows.append([title, *(figure(stage[each]["bits_per_byte"]) for each in (nested, "standard"))])
     for corpus, methods in summaries()["retrofit"]["results"].items():
         title = f"SmolLM2-135M-Instruct trained further on {corpus}, everything, equal compute: loss, nats per token"
         models = ("order 2, everything", "source, everything, longer")

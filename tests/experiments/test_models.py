@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.models import VARIANTS, build, config, optimizer, parameters, training_flops
+from experiments.models import VARIANTS, build, config, optimizer, parameters, training_flops, with_w_o
 from nexus_transformers import NexusForCausalLM
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 61}
@@ -30,12 +30,18 @@ def test_looped_is_each_layer_twice():
 
 
 def test_with_w_o_is_another_function_and_costs_more():
-    """The committed runs of `language` and `retrofit` are of this form, all others of Eq. 12, the default."""
+    """The committed runs of recall, hops, rank, language and retrofit have it, all others are of Eq. 12 without."""
     assert {name for name in VARIANTS if config(name, 2, **SMALL).inner_output_projection} == {"order 2, with W_O"}
-    eq12, with_w_o = build("order 2", 2, **SMALL), build("order 2, with W_O", 2, **SMALL)
-    eq12.load_state_dict(with_w_o.state_dict())
-    assert not torch.equal(logits(eq12), logits(with_w_o))
+    eq12, with_one = build("order 2", 2, **SMALL), build("order 2, with W_O", 2, **SMALL)
+    eq12.load_state_dict(with_one.state_dict())
+    assert not torch.equal(logits(eq12), logits(with_one))
     assert training_flops("order 2", 2, 2, 16, **SMALL) < training_flops("order 2, with W_O", 2, 2, 16, **SMALL)
+
+
+def test_all_but_attention_inside_heads_can_have_w_o():
+    for variant in (*VARIANTS, [2, 1]):
+        fields = with_w_o(variant)
+        assert config(variant, 2, **SMALL, **fields).inner_output_projection == (variant != "inside heads")
 
 
 def test_inside_heads_is_self_attention_that_rotates_at_every_level():

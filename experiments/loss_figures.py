@@ -77,8 +77,8 @@ def scale(report: dict, path: Path) -> None:
     axes = figure.subplots(1, 3, sharey=True)
     panels = {
         "bits_per_byte": "all tokens, bits per byte",
-        "bits_repeated": "tokens that repeat a pair, bits each",
-        "bits_new": "all others, bits each",
+        "bits_repeated": "repeated pairs, bits per token",
+        "bits_new": "all others, bits per token",
     }
     for axis, (measure, title) in zip(axes, panels.items(), strict=True):
         for place, (name, gain) in enumerate(zip(names, gains, strict=True)):

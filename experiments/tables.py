@@ -8,13 +8,13 @@ from common.report import table
 from .runs import RESULTS, grouped
 
 TITLES = {
+    "scale": "Does the gain last?",
     "recall": "One layer, several hops",
     "hops": "Pointer chasing",
     "rank": "What a logit can depend on",
-    "language": "Language modelling from scratch",
+    "language": "Language modelling, with W_O",
     "forms": "Which form is the default",
     "window": "How far inner levels have to see",
-    "scale": "Does the gain last?",
     "chains": "Where nesting should pay",
     "encoder": "In an encoder",
     "retrofit": "Retrofit of SmolLM2-135M",

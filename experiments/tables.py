@@ -273,15 +273,18 @@ def comparisons() -> str:
 def evidence() -> str:
     """The table that model cards quote."""
     recalled, scaled = summaries()["recall"]["recall"], summaries()["scale"]
-    short, longer = (scaled[f"Shakespeare, small, {times} x"] for times in (1, 3))
+    short, longer, code = (
+        scaled[f"{name} x"] for name in ("Shakespeare, small, 1", "Shakespeare, small, 3", "SymPy, small, 1")
+    )
     right = [percent(recalled[f"1 layer, {each}"]["accuracy"]["32"]) for each in ("order 2", "standard")]
     rows = [["associative recall over 32 pairs, one layer from scratch, equal parameters: answers right", *right]]
     size = figure(short["standard"]["parameters"] / 1e6, 1)
-    model = f"language model of {size} million parameters from scratch, equal compute"
+    model = f"language model of {size} million parameters from scratch, equal compute: bits per byte"
     for title, stage, nested in (
-        (f"{model}, first layer nested, inner window of 16: bits per byte", short, "first layer, window 16"),
+        (f"{model} of Shakespeare, first layer nested, inner window of 16", short, "first layer, window 16"),
         ("the same, three times as long", longer, "first layer, window 16"),
-        (f"{model}, every layer nested: bits per byte", short, "all layers"),
+        (f"{model} of program code, first layer nested, inner window of 16", code, "first layer, window 16"),
+        (f"{model} of Shakespeare, every layer nested", short, "all layers"),
     ):
         rows.append([title, *(figure(stage[each]["bits_per_byte"]) for each in (nested, "standard"))])
     for corpus, methods in summaries()["retrofit"]["results"].items():

@@ -7,8 +7,8 @@ import importlib
 from . import page
 from .runs import parse
 
-NAMES = ["recall", "hops", "rank", "scale", "arms", "forms", "window", "chains", "encoder", "retrofit_forms"]
-NAMES += ["language", "gates", "retrofit"]  # whose runs are of version 0.1's form
+NAMES = ["scale", "recall", "hops", "rank", "language", "forms", "window", "encoder", "chains", "gates", "retrofit"]
+NAMES += ["arms", "retrofit_forms"]
 
 if __name__ == "__main__":
     options = parse(__doc__, NAMES)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from .figures import COLOURS, NESTED, RIVAL, STANDARD
 
 
-def spread(axis: Axes, place: float, losses: dict, colour: str, label: str | None = None) -> None:
+def bar(axis: Axes, place: float, losses: dict, colour: str, label: str | None = None) -> None:
     """On a line of its own the mean of the seeds, and a bar from the smallest to the largest."""
     ends = [[losses["mean"] - losses["min"]], [losses["max"] - losses["mean"]]]
     axis.errorbar(losses["mean"], place, xerr=ends, fmt="o", color=colour, label=label, markersize=5)
@@ -83,7 +83,7 @@ def scale(report: dict, path: Path) -> None:
     for axis, (measure, title) in zip(axes, panels.items(), strict=True):
         for place, (name, gain) in enumerate(zip(names, gains, strict=True)):
             if gain is not None:
-                spread(axis, place, gain[measure], colours.get(name, RIVAL))
+                bar(axis, place, gain[measure], colours.get(name, RIVAL))
         axis.axvline(0, color=STANDARD, linewidth=0.8)
         axis.locator_params("x", nbins=5)
         axis.set(title=f"Gain over standard: {title}", yticks=range(len(names)), yticklabels=names)
@@ -103,7 +103,7 @@ def arms(report: dict, path: Path) -> None:
         for place, (row, found) in enumerate(summary.items()):
             if at in found:
                 label = at if row == list(summary)[-1] else None
-                spread(left, place + shift, found[at]["bits_per_byte"], colour, label)
+                bar(left, place + shift, found[at]["bits_per_byte"], colour, label)
     of_baseline = next(iter(summary.values()))["equal steps"]["bits_per_byte"]
     left.axvspan(of_baseline["min"], of_baseline["max"], color=STANDARD, alpha=0.15, label="baseline, its seeds")
     left.set_yticks(range(len(summary)), list(summary))
@@ -125,7 +125,7 @@ def retrofit_forms(report: dict, path: Path) -> None:
     for axis, length in zip(figure.subplots(1, len(lengths), squeeze=False)[0], lengths, strict=True):
         rows = report["summary"][length]
         for place, (row, found) in enumerate(rows.items()):
-            spread(axis, place, found["loss"], STANDARD if "source" in row else NESTED)
+            bar(axis, place, found["loss"], STANDARD if "source" in row else NESTED)
         axis.set_yticks(range(len(rows)), list(rows))
         axis.invert_yaxis()
         steps = rows["source"]["steps"]

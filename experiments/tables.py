@@ -19,6 +19,8 @@ TITLES = {
     "encoder": "In an encoder",
     "retrofit": "Retrofit of SmolLM2-135M",
 }
+TRIED = "**not run**, tried out at toy size"
+NOT_RUN = {"arms": "The paper's Table 2, in small", "retrofit_forms": "Retrofit in the paper's form, and in Eq. 12"}
 
 
 def percent(spread: dict | float) -> str:
@@ -79,7 +81,8 @@ def state() -> str:
         made = f"{done}{len(report['runs'])} runs, {report['date'][:10]}, {report['device']['name']}"
         link = f"[{title}](docs/results/{name}.md)"
         rows.append([link, made, f"{report['cpu_hours']:.1f}", report["budget_cpu_hours"]])
-    rows.append(["[The paper's own runs](experiments/paper/README.md)", "**not run**, tried out at toy size", "", ""])
+    rows += [[f"{title}: `python -m experiments {name}`", TRIED, "", ""] for name, title in NOT_RUN.items()]
+    rows.append(["[The paper's own runs](experiments/paper/README.md)", TRIED, "", ""])
     spent, budget = (sum(report[key] for report in reports().values()) for key in ("cpu_hours", "budget_cpu_hours"))
     rows.append(["all", "", f"{spent:.1f}", f"{budget:.1f}"])
     return table("| experiment | runs | CPU hours | budget |", rows)

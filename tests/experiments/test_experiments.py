@@ -51,7 +51,7 @@ def test_an_unknown_experiment_is_named():
     command = [sys.executable, "-m", "experiments", "nonsense"]
     process = subprocess.run(command, cwd=page.REPOSITORY, capture_output=True, text=True)
     assert process.returncode == 2
-    assert "no experiment 'nonsense'; there are recall, hops" in process.stderr
+    assert "no experiment 'nonsense'; there are scale, recall" in process.stderr
 
 
 @pytest.mark.parametrize("name", tables.TITLES)

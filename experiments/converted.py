@@ -10,8 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from common.texts import smollm2
-from nexus_transformers.conversion_scripts.checkpoint.files import CODE_FILES, ROOT
 from nexus_transformers.tokenization import CHAT_TEMPLATES, config_fields, train_tokenizer
+
+from .runs import ROOT
 
 
 def convert(name: str, folder: Path) -> None:
@@ -33,9 +34,9 @@ def convert(name: str, folder: Path) -> None:
 
 
 def is_current(model: Path) -> bool:
-    """Whether the folder has a model that brings the code of this version."""
-    files = [(model / name, ROOT / name) for name in CODE_FILES]
-    return all(file.exists() and file.read_bytes() == own.read_bytes() for file, own in files)
+    """Whether the folder has a model whose own code is that of this version."""
+    code = list(model.glob("*.py"))
+    return bool(code) and all(file.read_bytes() == (ROOT.parent / file.name).read_bytes() for file in code)
 
 
 def toy_source(folder: Path) -> Path:

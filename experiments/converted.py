@@ -35,8 +35,10 @@ def convert(name: str, folder: Path) -> None:
 
 def is_current(model: Path) -> bool:
     """Whether the folder has a model whose own code is that of this version."""
-    code = list(model.glob("*.py"))
-    return bool(code) and all(file.read_bytes() == (ROOT.parent / file.name).read_bytes() for file in code)
+    code = {file.name: file.read_bytes() for file in model.glob("*.py")}
+    return bool(code) and code == {
+        file.name: file.read_bytes() for file in ROOT.parent.glob("*.py") if file.name in code
+    }
 
 
 def toy_source(folder: Path) -> Path:

@@ -205,18 +205,6 @@ def repeated_pairs() -> str:
     return table("| gain in bits per token | nested | of tokens that repeat a pair | of all others |", rows)
 
 
-def arms() -> str:
-    found, rows = summaries()["arms"], []
-    (base, *_) = found.values()
-    for name, row in found.items():
-        bits = [figure(row[at]["bits_per_byte"]) if at in row else "" for at in ("equal steps", "equal compute")]
-        relative = row["equal steps"]["training_flops"] / base["equal steps"]["training_flops"]
-        cost = [f"{row['learning_rate']:g}", f"{row['parameters']:,}", times(relative)]
-        rows.append([name, *bits, *cost, f"{100 * row['paper']:.1f} %"])
-    head = "| | bits per byte, equal steps | equal compute | rate | parameters | FLOPs of a step |"
-    return table(f"{head} in the paper: mean accuracy at 70M |", rows)
-
-
 def chains(task: str) -> str:
     rows = [
         [name, percent(row["accuracy"]), f"{row['learning_rate']:g}", row["steps"]]
@@ -275,11 +263,11 @@ def comparisons() -> str:
 
 def evidence() -> str:
     """The table that model cards quote."""
-    recalled, scaled = summaries()["recall"]["recall"], summaries()["scale"]
+    recalled, scaled = summaries()["forms"], summaries()["scale"]
     short, longer, code = (
         scaled[f"{name} x"] for name in ("Shakespeare, small, 1", "Shakespeare, small, 3", "SymPy, small, 1")
     )
-    right = [percent(recalled[f"1 layer, {each}"]["accuracy"]["32"]) for each in ("order 2", "standard")]
+    right = [percent(recalled[f"recall, {each}"]["accuracy"]["32"]) for each in ("Eq. 12", "standard")]
     rows = [["associative recall over 32 pairs, one layer from scratch, equal parameters: answers right", *right]]
     size = figure(short["standard"]["parameters"] / 1e6, 1)
     model = f"language model of {size} million parameters from scratch, equal compute: bits per byte"

@@ -31,6 +31,7 @@ VOCABULARY, LENGTH, BATCH, HELD_OUT_BLOCKS = 1024, 256, 8, 96
 SIZES = {
     "small": {"layers": 4, "hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4},
     "medium": {"layers": 6, "hidden_size": 160, "intermediate_size": 432, "num_attention_heads": 5},
+    "large": {"layers": 8, "hidden_size": 256, "intermediate_size": 688, "num_attention_heads": 8},
     "toy": {"layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "held_out_blocks": 8},
 }
 WIDER = {"hidden_size": 112, "intermediate_size": 300}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ...configuration_nexus import NexusConfig
 from .llama import ATTENTION, CONFIG, EMBEDDINGS, MLP
 from .olmo2 import NORMS
 from .qwen3 import QK_NORMS
@@ -17,12 +18,15 @@ def _read(config: Any) -> dict[str, Any]:
     return {"layers_without_rope": unwindowed or None, **LAYER_TYPES.read(config)}
 
 
+def _write(config: NexusConfig) -> dict[str, Any]:
+    # Any window, so the default too, says that unwindowed layers have no positions, even where no layer is windowed.
+    return {**({} if config.layers_without_rope else {"sliding_window": None}), **LAYER_TYPES.write(config)}
+
+
 RULES = {
     "models": "EXAONE 4.0",
     "config": CONFIG,
-    "computed": Computed(
-        LAYER_TYPES.fields, _read, lambda config: {"sliding_window": None, **LAYER_TYPES.write(config)}
-    ),
+    "computed": Computed(LAYER_TYPES.fields, _read, _write),
     "fixed": {"qk_norm": True, "norm_position": "post"},
     "ignored": frozenset({"sliding_window_pattern"}),
     "weights": same_names(parameters([*EMBEDDINGS, *ATTENTION, *MLP, *QK_NORMS, *NORMS], "weight")),

@@ -86,6 +86,7 @@ CASES = {  # name -> model_type, changes to its shape in `checkpoints`
     "olmo2, no biases": ("olmo2", {"attention_bias": False, "rope_parameters": {**YARN, "attention_factor": 1.2}}),
     "cwm, its own windows and rope": ("cwm", {"layer_types": None, "rope_parameters": None}),
     "exaone4, windows": ("exaone4", {"sliding_window": 24, "layer_types": checkpoints.SOME_WINDOWED}),
+    "exaone4, a window for no layer": ("exaone4", {"sliding_window": 4096, "layer_types": ["full_attention"] * 3}),
     "smollm3, windows, its own pattern": (
         "smollm3",
         {"no_rope_layers": None, "no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 24},

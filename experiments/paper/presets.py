@@ -38,11 +38,12 @@ MAIN = {"pretraining": "nexus-qk-shared", "reasoning": "nexus-qk"}  # what Table
 
 
 def converter_options(arm: str) -> list[str]:
-    """Those of `nexus convert`. It has none for the scale: sft.py sets that when it loads the model."""
+    """Those of `nexus convert`."""
     fields = ARMS[arm]
     branches = [branch for branch in ("query", "key", "value") if fields[f"refine_{branch}"]]
     options = ["--order", str(fields["attention_order"]), "--inner-attention", fields["inner_attention"]]
     options += ["--refine", ",".join(branches)]
+    options += [] if fields["inner_scale"] else ["--no-inner-scale"]
     return options if fields["inner_gate"] else [*options, "--no-gate"]
 
 

@@ -83,11 +83,11 @@ def conversations(source: str, split: str) -> Dataset:
 
 
 def config_of(folder: Path, arm: str) -> NexusConfig:
-    """That of the converted model, with the arm's scale between levels; ends the program if it is of another arm."""
+    """That of the converted model; ends the program if it is of another arm."""
     file = folder / "config.json"
     if not file.exists() or json.loads(file.read_text()).get("model_type") != "nexus":
         sys.exit(f"sft: {folder} is not a Nexus model; make one with `nexus convert`.")
-    config = NexusConfig.from_pretrained(folder, inner_scale=ARMS[arm]["inner_scale"])
+    config = NexusConfig.from_pretrained(folder)
     differing = [name for name, value in ARMS[arm].items() if getattr(config, name) != value]
     if differing:
         sys.exit(f"sft: {folder} is not of the arm {arm}, by its {', '.join(differing)}; convert it with ARM={arm}.")

@@ -388,8 +388,10 @@ class NexusConfig(PreTrainedConfig):
             raise ValueError(f"qk_norm={self.qk_norm!r}: choose False, True or 'across_heads'.")
         least = 2 if self.is_causal else 1  # of 1, caches would keep every token
         for name in ("sliding_window", "inner_window"):
-            if (window := getattr(self, name)) is not None and window < least:
-                raise ValueError(f"{name}={window}: must be at least {least}, or None for no window.")
+            if (window := getattr(self, name)) is not None and not least <= window < 2**62:  # masks add positions to it
+                raise ValueError(f"{name}={window}: must be at least {least} and below 2**62, or None for no window.")
+        if not abs(self.inner_gate_init) < float("inf"):  # NaN is not, either
+            raise ValueError(f"inner_gate_init={self.inner_gate_init}: must be a finite number.")
         self.settle_inner_window()
         if self.sliding_layers is not None and (
             self.sliding_window is None or not set(self.sliding_layers) <= set(range(self.num_layers))

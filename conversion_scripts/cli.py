@@ -121,6 +121,8 @@ def convert(
             "--trust-remote-code: has a meaning with --to-source only; no code of SOURCE is ever run."
         )
     else:
+        if no_gate and gate_init:
+            raise ConversionError(f"--gate-init {gate_init}: has no effect with --no-gate. Leave one of them out.")
         nesting = {name: context.params[name] for name in NESTING_OPTIONS}
         nesting["order"], nesting["refine"] = parse_order(order), refine.split(",")
         nesting["gate_init"] = None if no_gate else gate_init
@@ -140,8 +142,8 @@ def verify(
     """Check that the Nexus model in OUT, its gates closed, is the same function as SOURCE."""
     out = expanded(out)
     check_writable(out)
+    figures = run_verify(source, out, revision, layer_by_layer, trust_remote_code)
     with failures_of_writing(out):
-        figures = run_verify(source, out, revision, layer_by_layer, trust_remote_code)
         refresh_card(out)
     show(figures, as_json, print_verification)
 

@@ -14,10 +14,10 @@ from transformers import GenerationConfig
 from ..errors import ConversionError, TokenizerError, told_as
 from ..tokenization.carry_over import carry_over_tokenizer, keep_tokenizer_class, rebuild_gguf_tokenizer
 from ..tokenization.check import check_tokenizer, remote_code
-from .checkpoint.files import CODE_FILES, REPORT_FILE, ROOT, carry_licences, sha256, write_json
+from .checkpoint.files import CODE_FILES, REPORT_FILE, ROOT, carry_licences, is_model_file, sha256, write_json
 from .checkpoint.open import Source, open_source
 from .checkpoint.output import failures_of_writing, staged_output
-from .checkpoint.place import MODEL, MODEL_NAMES, check_free_space, check_output, expanded, is_our_model, output_path
+from .checkpoint.place import MODEL, check_free_space, check_output, expanded, is_our_model, output_path
 from .checkpoint.plan import plan_nexus
 from .checkpoint.report import added_parameters, describe_files, describe_plan, finished_report, state_of
 from .checkpoint.shards import total_bytes
@@ -67,7 +67,7 @@ def convert(
             if the result is not the same function. Nothing is left at `out` then; what was there before still is.
     """
     out, nesting = output_path(out), Nesting(**nesting_options)
-    check_output(out, MODEL, is_our_model, MODEL_NAMES, inputs=[expanded(source)])
+    check_output(out, MODEL, is_our_model, is_model_file, inputs=[expanded(source)])
     opened = open_source(source, revision, headers_only=dry_run)
 
     config = nexus_config(opened, nesting, dtype)
@@ -89,7 +89,7 @@ def convert(
                 write_json(out / REPORT_FILE, report)
                 write_card(out, opened.folder, report)
         return report | {"unchanged": True}
-    check_output(out, MODEL, is_our_model, MODEL_NAMES, overwrite=overwrite)
+    check_output(out, MODEL, is_our_model, is_model_file, overwrite=overwrite)
     check_free_space(out, total_bytes(plan))
 
     with staged_output(out, state_of(opened, plan, options)) as (folder, resume):
@@ -143,4 +143,4 @@ def carry_over(source: Source, folder: Path) -> list[str]:
             settings.to_json_file(folder / GENERATION_FILE)
         return carried
     source.generation_config.save_pretrained(folder)
-    return rebuild_gguf_tokenizer(source.folder, source.gguf_file, folder) if source.has_tokenizer else []
+    return rebuild_gguf_tokenizer(source.folder / source.gguf_file, folder) if source.has_tokenizer else []

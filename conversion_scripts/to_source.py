@@ -9,15 +9,15 @@ from ..errors import ConversionError
 from ..modeling_nexus import is_gate
 from ..tokenization.carry_over import carry_over_tokenizer
 from .checkpoint.code import check_code
-from .checkpoint.files import REPORT_FILE, carry_licences, read_json, write_json
+from .checkpoint.files import REPORT_FILE, carry_licences, is_model_file, read_json, write_json
 from .checkpoint.open import Nexus, open_nexus, open_source
 from .checkpoint.output import failures_of_writing, staged_output
-from .checkpoint.place import MODEL, MODEL_NAMES, check_free_space, check_output, expanded, is_our_model, output_path
+from .checkpoint.place import MODEL, check_free_space, check_output, expanded, is_our_model, output_path
 from .checkpoint.plan import check_tensors, plan_source
 from .checkpoint.report import describe_files, describe_plan, finished_report, state_of
 from .checkpoint.shards import total_bytes
 from .checkpoint.write import write_planned
-from .families import FAMILIES, family_of
+from .families import FAMILIES, Family, family_of
 from .families.spellings import with_old_spellings
 from .hub.card import source_card_data, write_source_card
 from .verification.verify import verify_opened
@@ -46,13 +46,13 @@ def convert_to_source(
             that function.
     """
     nexus, out = expanded(nexus), output_path(out)
-    check_output(out, MODEL, is_our_model, MODEL_NAMES, inputs=[nexus])
+    check_output(out, MODEL, is_our_model, is_model_file, inputs=[nexus])
     opened = open_nexus(nexus)
     check_code(nexus, opened.raw_config, trust_remote_code)
     check_tensors(opened, "NexusForCausalLM" if opened.config.is_causal else "NexusForMaskedLM")  # gates too
     check_standard(opened)
 
-    target = family_of(family or family_of_report(nexus))
+    target = family_of(family, "--family=") if family else family_of_report(nexus)
     source_config = target.source_config(opened.config)
     classes = MODEL_FOR_MASKED_LM_MAPPING_NAMES if target.is_encoder else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     source_config.architectures = [classes[source_config.model_type]]
@@ -67,7 +67,7 @@ def convert_to_source(
             with failures_of_writing(out):
                 write_json(out / REPORT_FILE, report)
         return report | {"unchanged": True}
-    check_output(out, MODEL, is_our_model, MODEL_NAMES, overwrite=overwrite)
+    check_output(out, MODEL, is_our_model, is_model_file, overwrite=overwrite)
     check_free_space(out, total_bytes(plan))
 
     with staged_output(out, state_of(opened, plan, options)) as (folder, resume):
@@ -110,12 +110,13 @@ def check_standard(nexus: Nexus) -> None:
         )
 
 
-def family_of_report(folder: Path) -> str:
+def family_of_report(folder: Path) -> Family:
     report = read_json(folder / REPORT_FILE) if (folder / REPORT_FILE).exists() else {}
     try:
-        return report["source"]["model_type"]
+        model_type = report["source"]["model_type"]
     except (KeyError, TypeError):
         raise ConversionError(
             f"{folder}: has no {REPORT_FILE} that says what it came from; pass --family, one of "
             f"{', '.join(sorted(FAMILIES))}."
         ) from None
+    return family_of(model_type, f"{folder / REPORT_FILE}: model_type=")

@@ -45,7 +45,7 @@ def train(
         "model_max_length": None if model_max_length is None else parse_number("--model-max-length", model_max_length),
     }
     texts = [file for file in files if file.is_file()]  # training says what is wrong with the others
-    check_output(out, "a tokenizer", is_tokenizer, TOKENIZER_FILES, inputs=texts, overwrite=overwrite)
+    check_output(out, "a tokenizer", is_tokenizer, TOKENIZER_FILES.__contains__, inputs=texts, overwrite=overwrite)
     total = sum(file.stat().st_size for file in texts)
     try:
         with staged_output(out) as (folder, _):

@@ -57,7 +57,7 @@ def inspect(
     """
     named = expanded(out if out is not None else f"{name_of(model)}-inspect")
     out = output_path(named)
-    check_output(out, PAGES, is_our_page, FILES)
+    check_output(out, PAGES, is_our_page, FILES.__contains__)
     loaded, tokenizer = open_model(str(model), revision)
     if gates is not None:
         own = {name: gate.item() for name, gate in loaded.gates().items()}
@@ -85,7 +85,7 @@ def inspect(
         files = {}
         notes.append("no PNGs, as matplotlib is not installed (pip install matplotlib)")
     files[PAGE] = page(facts, views).encode()
-    check_output(out, PAGES, is_our_page, FILES)  # again: running the model took a while
+    check_output(out, PAGES, is_our_page, FILES.__contains__)  # again: running the model took a while
     with staged_output(out) as (folder, _):
         for name, content in files.items():
             (folder / name).write_bytes(content)

@@ -5,6 +5,9 @@ source's: no class of our own, nothing parsed and written again, nothing to get 
 
 import json
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -27,7 +30,7 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 CARRIED_FILES = (*TOKENIZER_FILES, "generation_config.json")
-CARRIED_FOLDERS = ("additional_chat_templates",)
+CHAT_TEMPLATES = "additional_chat_templates/*.jinja"
 
 
 def carry_over_tokenizer(source: Path, target: Path) -> list[str]:
@@ -40,10 +43,11 @@ def carry_over_tokenizer(source: Path, target: Path) -> list[str]:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
             carried.append(name)
-    for name in CARRIED_FOLDERS:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, target / name)
-            carried += sorted(str(file.relative_to(target)) for file in (target / name).rglob("*") if file.is_file())
+    for file in sorted(file for file in source.glob(CHAT_TEMPLATES) if file.is_file()):
+        name = file.relative_to(source)
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target / name)
+        carried.append(str(name))
     return carried
 
 
@@ -61,7 +65,8 @@ def keep_tokenizer_class(source: Path, target: Path) -> str | None:
         return None
     config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     config["tokenizer_class"] = expected
-    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    file.write_bytes(text.encode(errors="backslashreplace"))  # half a surrogate, as JSON escapes it
     return expected
 
 
@@ -84,19 +89,28 @@ def tokenizer_file(folder: Path) -> Path:
     return next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), folder)
 
 
-def rebuild_gguf_tokenizer(folder: Path, gguf_file: str, target: Path) -> list[str]:
+@contextmanager
+def alone(file: Path) -> Iterator[Path]:
+    """A folder with a link to this file only: beside a GGUF file, Transformers reads files of other models."""
+    with tempfile.TemporaryDirectory(prefix="nexus-gguf-") as folder:
+        (Path(folder) / file.name).symlink_to(file.resolve())
+        yield Path(folder)
+
+
+def rebuild_gguf_tokenizer(file: Path, target: Path) -> list[str]:
     """
     A GGUF file holds the vocabulary, the merges and the chat template in a form of its own; Transformers rebuilds the
     tokenizer from it. Returns the names of the files written to `target`.
     """
-    return bounded(rebuild, folder, gguf_file, target, raises=TokenizerError)
+    with alone(file) as folder:
+        return bounded(rebuild, file, folder, target, raises=TokenizerError)
 
 
-def rebuild(folder: Path, gguf_file: str, target: Path) -> list[str]:
-    step(f"{folder / gguf_file}: rebuilding its tokenizer")
-    failure = f"{folder / gguf_file}: Transformers cannot read its tokenizer ({{reason}}). Convert the original "
+def rebuild(file: Path, folder: Path, target: Path) -> list[str]:
+    step(f"{file}: rebuilding its tokenizer")
+    failure = f"{file}: Transformers cannot read its tokenizer ({{reason}}). Convert the original "
     with told_as(TokenizerError, failure + "checkpoint, in safetensors, instead."):
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name, trust_remote_code=False)
     before = set(target.iterdir())
     save_tokenizer(tokenizer, target)
     return sorted(file.name for file in set(target.iterdir()) - before)

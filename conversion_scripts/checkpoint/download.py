@@ -11,8 +11,8 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from ...errors import CheckpointError, NexusError, reason_of
-from .files import INDEX_FILE, LICENCE_FILES, SINGLE_FILE, read_json
-from .weights import no_weights, two_sets
+from .files import INDEX_FILE, LICENCE_FILES, SINGLE_FILE
+from .weights import no_weights, read_weight_map, two_sets
 
 WEIGHTS = ["*.safetensors"]
 OTHERS = ["*.json", "*.jinja", "*.model", "*.txt", "README.md", *LICENCE_FILES]
@@ -54,8 +54,7 @@ def weight_files(folder: Path) -> list[str]:
     """Those that the index names; without one, the single file."""
     if not (folder / INDEX_FILE).exists():
         return [SINGLE_FILE]
-    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
-    return sorted({Path(str(name)).name for name in weight_map.values()} if isinstance(weight_map, dict) else ())
+    return sorted(set(read_weight_map(folder / INDEX_FILE).values()))
 
 
 def check_weights(repo_id: str, commit: str, names: list[str]) -> None:
@@ -64,7 +63,7 @@ def check_weights(repo_id: str, commit: str, names: list[str]) -> None:
     from `weight_files`.
     """
     there = HfApi().list_repo_files(repo_id, revision=commit)
-    if SINGLE_FILE in there and INDEX_FILE in there:
+    if SINGLE_FILE in there and INDEX_FILE in there and names != [SINGLE_FILE]:
         raise two_sets(repo_id)
     if SINGLE_FILE in there or INDEX_FILE in there:
         for name in names:

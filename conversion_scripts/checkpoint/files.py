@@ -5,12 +5,14 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError, reason_of
-from ...tokenization.carry_over import CARRIED_FILES
+from ...tokenization.carry_over import CARRIED_FILES, CHAT_TEMPLATES
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -22,6 +24,10 @@ LICENCE_FILES = [
     f"*{''.join(f'[{letter.lower()}{letter}]' for letter in word)}*"
     for word in ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 ]
+# Endings of what is no text of a licence, whatever its name: nobody loses a classifier of licences.
+NO_LICENCE = tuple(
+    f".{each}" for each in "py json jsonl csv tsv parquet safetensors bin pt pth ckpt gguf npz pkl zip gz".split()
+)
 # Of ROOT; they travel along.
 CODE_FILES = ["attention_nexus.py", "configuration_nexus.py", "inputs_nexus.py", "modeling_nexus.py"]
 # Of a model folder, as patterns. Nothing else is published, and a folder with anything else is not replaced: nobody
@@ -32,12 +38,21 @@ MODEL_FILES = [
     REPORT_FILE,
     *CODE_FILES,
     *CARRIED_FILES,
-    "additional_chat_templates/*.jinja",
+    CHAT_TEMPLATES,
 ]
 WEIGHT_FILES = [SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors"]
 LEFT_BY_A_KILL = ".*.new"  # by `write_text`
 READ_WHOLE = ("config.json", INDEX_FILE, REPORT_FILE, CARD_FILE, *CARRIED_FILES)
 LARGEST = 256 << 20  # bytes of one that is read whole; tokenizer.json of the largest vocabularies has 35 MB
+
+
+@contextmanager
+def failures_of_reading(label: object) -> Iterator[None]:
+    """What the system refuses to read, as one sentence; `label` if it names no file."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or label}: cannot be read ({reason_of(error)}).") from error
 
 
 def read_json(file: Path, hint: str = "download the checkpoint again") -> dict[str, Any]:
@@ -86,9 +101,28 @@ def sha256(file: Path, advance: Callable[[int], None] = lambda amount: None) -> 
     return digest.hexdigest()
 
 
+def is_gguf(file: Path) -> bool:
+    return file.suffix.lower() == ".gguf"
+
+
+def is_one_of(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a path within a folder has one of these patterns, in which `*` stands for no slash."""
+    parts = name.split("/")
+    wanted = [pattern.split("/") for pattern in patterns]
+    return any(len(each) == len(parts) and all(map(fnmatchcase, parts, each)) for each in wanted)
+
+
+def is_licence(name: str) -> bool:
+    return is_one_of(name, LICENCE_FILES) and not name.lower().endswith(NO_LICENCE)
+
+
+def is_model_file(name: str) -> bool:
+    """Whether `convert` may have written this path in its output."""
+    return is_one_of(name, [*MODEL_FILES, *WEIGHT_FILES, LEFT_BY_A_KILL]) or is_licence(name)
+
+
 def licences(folder: Path) -> list[Path]:
-    found = {file for pattern in LICENCE_FILES for file in folder.glob(pattern) if file.is_file()}
-    return sorted(file for file in found if file.suffix not in (".py", ".json", ".safetensors"))
+    return sorted(file for file in folder.iterdir() if is_licence(file.name) and file.is_file())
 
 
 def carry_licences(source: Path, target: Path) -> list[str]:

@@ -16,6 +16,7 @@ from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from ...errors import CheckpointError, told_as
+from ...tokenization.carry_over import alone
 from ..progress import quiet_when_piped
 
 ROPE_FACTORS = "rope_freqs.weight"  # by which Llama 3.1's rotary frequencies are divided
@@ -53,9 +54,9 @@ def read_gguf(file: Path) -> tuple[PreTrainedModel, bool, list[str]]:
         fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         check_whole(file, fields)
-        with quiet_when_piped():  # the reader has a progress bar of its own
+        with quiet_when_piped(), alone(file) as folder:  # the reader has a progress bar of its own
             model = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+                folder, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
             )
     check_tensors(file, tensors, model, fields["general.architecture"])
     check_keys(file, fields, model.config)

@@ -11,13 +11,14 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig
 
 from ...configuration_nexus import AUTO_MAP, NexusConfig
-from ...errors import CheckpointError, NexusError, told_as
+from ...errors import CheckpointError, ConversionError, NexusError, told_as
 from ..families import Family, family_of
 from ..families.wrapped import WRAPPERS, language_model, name_in_language_model, raw_language_model
 from .code import check_config
 from .download import download
-from .files import READ_WHOLE, check_file, check_files, read_json
+from .files import CARD_FILE, check_file, check_files, failures_of_reading, is_gguf, read_json
 from .gguf import read_gguf
+from .place import expanded
 from .weights import ADAPTER_FILE, Checkpoint, no_weights, open_checkpoint
 
 AUTO_CLASSES = {reference.split(".")[-1]: auto_class for auto_class, reference in AUTO_MAP.items()}
@@ -46,11 +47,15 @@ class Source(Checkpoint):
     wrapper: str | None = None
 
     def nexus_fields(self) -> dict[str, Any]:
-        """The decoder fields of the Nexus config, of which some families have a few in their weights."""
-        fields = self.family.nexus_config(self.raw_config, self.config)
-        if not self.family.in_weights:
-            return fields
-        config = NexusConfig(**fields, attention_order=1)
+        """
+        The decoder fields of the Nexus config, of which some families have a few in their weights. Raises `NexusError`
+        if config.json says what makes none.
+        """
+        useless = f"{self.label}: config.json: a setting is of no use ({{reason}}); download the checkpoint again."
+        with told_as(ConversionError, useless):  # one of a type that nobody expects
+            fields = self.family.nexus_config(self.raw_config, self.config)
+        with told_as(ConversionError, f"{self.label}: does not make a Nexus model: {{reason}}."):
+            config = NexusConfig(**fields, attention_order=1)
         return fields | {name: read(self, config) for name, read in self.family.in_weights.items()}
 
 
@@ -77,14 +82,19 @@ def open_source(model: str | Path, revision: str | None = None, headers_only: bo
     `headers_only`: do not download the weights of a Hub id, only their names, dtypes and shapes. Raises
     `CheckpointError` for anything that cannot be read as a checkpoint of a causal language model.
     """
-    label = str(model)
-    place, revision = locate(label, revision, headers_only)
+    with failures_of_reading(model):
+        place, revision = locate(str(model), revision, headers_only)
+        named = revision is not None or place.name not in ("", "..")  # "." is no name for a card
+        return open_place(str(model) if named else str(place.resolve()), place, revision)
+
+
+def open_place(label: str, place: Path, revision: str | None) -> Source:
+    """`place` and `revision`: from `locate`."""
     if place.is_file():
-        for name in READ_WHOLE:  # by Transformers, beside the weights; what else is there is none of ours
-            check_file(place.parent / name)
+        check_file(place.parent / CARD_FILE)  # what else is there is none of ours
         return open_gguf(label, place)
     check_files(place)
-    gguf_files = sorted(place.glob("*.gguf"))
+    gguf_files = sorted(filter(is_gguf, place.iterdir()))
     if gguf_files and not any(place.glob("*.safetensors")):
         if len(gguf_files) > 1:
             names = ", ".join(file.name for file in gguf_files)
@@ -104,8 +114,13 @@ def open_nexus(folder: Path, label: str | None = None, revision: str | None = No
         `CheckpointError`: it is no Nexus model. Whether it has the right tensors is what `check_tensors` says.
     """
     label = label or str(folder)
-    check_files(folder)
-    raw = read_json(folder / "config.json", "is this a Nexus model?")
+    with failures_of_reading(label):
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{label}: no such folder. Give that of a Nexus model; one on the Hub, download first."
+            )
+        check_files(folder)
+        raw = read_json(folder / "config.json", "a Nexus model has one")
     if raw.get("model_type") != "nexus":
         raise CheckpointError(
             f"{label}: is not a Nexus model (model_type={raw.get('model_type')!r}). Convert it first: nexus convert "
@@ -119,8 +134,12 @@ def open_nexus(folder: Path, label: str | None = None, revision: str | None = No
 
 def locate(model: str, revision: str | None = None, headers_only: bool = False) -> tuple[Path, str | None]:
     """A folder or .gguf file on this machine, downloaded if `model` is a Hub id, and the Hub commit that it is of."""
-    path = Path(model).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+    path = expanded(model)
+    if path.is_dir() or (path.is_file() and is_gguf(path)):
+        if revision is not None:
+            raise CheckpointError(
+                f"--revision {revision}: has a meaning for a Hub id only, and {model} is on this machine. Leave it out."
+            )
         return path, None
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise CheckpointError(f"{model}: no such folder. Give the folder of a model, or a Hub id such as user/name.")
@@ -130,13 +149,17 @@ def locate(model: str, revision: str | None = None, headers_only: bool = False) 
 def open_safetensors(label: str, folder: Path, revision: str | None) -> Source:
     if (folder / ADAPTER_FILE).exists() and not (folder / "config.json").exists():
         raise no_weights(label, [ADAPTER_FILE])
-    raw_config = read_json(folder / "config.json", "is this a checkpoint folder?")
+    raw_config = read_json(folder / "config.json", "a checkpoint has one, so give its folder")
     for part in (raw_config, *raw_config.values()):  # of a model of several, each has one of its own
         if isinstance(part, dict):
             check_config(folder / "config.json", part)
     wrapper = raw_config["model_type"] if raw_config.get("model_type") in list(WRAPPERS) else None
     said = raw_language_model(raw_config) if wrapper else raw_config
-    family = family_of(said.get("model_type"))
+    if said.get("model_type") == "nexus":
+        raise CheckpointError(
+            f"{label}: is a Nexus model already. Give the standard checkpoint first; to convert back, pass --to-source."
+        )
+    family = family_of(said.get("model_type"), f"{folder / 'config.json'}: model_type=")
     checkpoint = open_checkpoint(label, folder, revision, said)
     if wrapper:
         rename(checkpoint, name_in_language_model)
@@ -175,7 +198,17 @@ def name_tied(checkpoint: Checkpoint, family: Family) -> None:
 
 
 def rename(checkpoint: Checkpoint, named: Callable[[str], str | None]) -> None:
-    """The files keep their names. What is named None is left out."""
+    """
+    The files keep their names. What is named None is left out. Raises `CheckpointError` for two tensors of one name, of
+    which one would be lost.
+    """
+    first: dict[str, str] = {}
+    for name in (*checkpoint.tensors, *checkpoint.unreadable):
+        if (to := named(name)) is not None and first.setdefault(to, name) != name:
+            raise CheckpointError(
+                f"{checkpoint.label}: holds {to!r} twice, as {first[to]!r} and as {name!r}. Which of them counts "
+                "cannot be known; remove the one that is not meant."
+            )
     checkpoint.stored_names = {
         to: checkpoint.stored_names.get(name, name) for name in checkpoint.tensors if (to := named(name)) is not None
     }

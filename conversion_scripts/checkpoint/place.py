@@ -2,16 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ...errors import CheckpointError, reason_of
-from .files import LEFT_BY_A_KILL, LICENCE_FILES, MODEL_FILES, REPORT_FILE, WEIGHT_FILES, read_json
+from .files import REPORT_FILE, read_json
 from .output import failures_of_writing, recover, work_folder
 
 MODEL = "a Nexus model"  # what `convert` writes, for `check_output`
-MODEL_NAMES = (*MODEL_FILES, *WEIGHT_FILES, *LICENCE_FILES, LEFT_BY_A_KILL)
 EFFECTIVE_IDS = os.access in os.supports_effective_ids
 
 
@@ -39,7 +37,7 @@ def check_output(
     out: Path,
     kind: str,
     is_ours: Callable[[Path], bool],
-    names: Collection[str] | None = None,
+    is_its_file: Callable[[str], bool] | None = None,
     inputs: Iterable[Path] = (),
     overwrite: bool = True,
 ) -> None:
@@ -50,7 +48,7 @@ def check_output(
         out: from `output_path`.
         kind: what the command writes, as in "a Nexus model", for messages.
         is_ours: whether a folder that is not empty holds one of those.
-        names: patterns of the files that such a folder may have; None for any.
+        is_its_file: whether such a folder may have the file of this path in it; None for any.
         inputs: files and folders that are read, so `out` may neither lie within one nor hold it.
         overwrite: whether an earlier result may be replaced.
 
@@ -62,7 +60,7 @@ def check_output(
         recover(out)
         if not out.exists() or not any(out.iterdir()):
             return
-        check_replaceable(out, kind, is_ours, names, overwrite)
+        check_replaceable(out, kind, is_ours, is_its_file, overwrite)
 
 
 def check_place(out: Path, inputs: Iterable[Path]) -> None:
@@ -74,7 +72,7 @@ def check_place(out: Path, inputs: Iterable[Path]) -> None:
         raise CheckpointError(f"{out}: is a symbolic link; give the folder itself.")
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out}: is a file; choose a folder to write to.")
-    if Path.cwd().is_relative_to(out):
+    if stands_in(out):
         raise CheckpointError(
             f"{out}: is the folder you are in, or holds it, and a folder is written as a whole; choose another one."
         )
@@ -84,6 +82,13 @@ def check_place(out: Path, inputs: Iterable[Path]) -> None:
     for path in inputs:
         if overlap(out, path):
             raise CheckpointError(f"{out}: lies within the source {path}, or holds it; choose an output beside it.")
+
+
+def stands_in(folder: Path) -> bool:
+    try:
+        return Path.cwd().is_relative_to(folder)
+    except FileNotFoundError:  # the working directory was deleted: nobody stands there
+        return False
 
 
 def overlap(out: Path, source: Path) -> bool:
@@ -98,7 +103,7 @@ def overlap(out: Path, source: Path) -> bool:
 
 def check_writable(folder: Path) -> None:
     """Before work whose result is written there."""
-    if folder.exists() and not os.access(folder, os.W_OK | os.X_OK, effective_ids=EFFECTIVE_IDS):
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK, effective_ids=EFFECTIVE_IDS):
         raise CheckpointError(f"{folder}: is read-only; choose another folder, or change its permissions.")
 
 
@@ -111,7 +116,11 @@ def is_utf8(text: str) -> bool:
 
 
 def check_replaceable(
-    out: Path, kind: str, is_ours: Callable[[Path], bool], names: Collection[str] | None, overwrite: bool
+    out: Path,
+    kind: str,
+    is_ours: Callable[[Path], bool],
+    is_its_file: Callable[[str], bool] | None,
+    overwrite: bool,
 ) -> None:
     """What is there is an earlier result, and may be replaced."""
     paths = [path for path in sorted(out.rglob("*")) if path.is_symlink() or not path.is_dir()]
@@ -121,8 +130,8 @@ def check_replaceable(
             f"{out}: is not empty and is not {kind}. This command did not write it, so it is not replaced; choose "
             "another folder."
         )
-    files = [path.relative_to(out).as_posix() for path in paths if names]
-    foreign = pipes or [file for file in files if not any(fnmatchcase(file, name) for name in names)]
+    files = [path.relative_to(out).as_posix() for path in paths]
+    foreign = pipes or [file for file in files if is_its_file and not is_its_file(file)]
     if foreign:
         raise CheckpointError(
             f"{out}: holds {foreign[0]}, which this command did not write, so it is not replaced; choose another "

@@ -16,7 +16,7 @@ from ...modeling_nexus import is_gate
 from ...tokenization.carry_over import CARRIED_FILES
 from ..progress import bytes_bar
 from .added import is_nesting
-from .files import CARD_FILE, INDEX_FILE, LEFT_BY_A_KILL, REPORT_FILE, is_complete, licences, read_json, sha256
+from .files import CARD_FILE, INDEX_FILE, LEFT_BY_A_KILL, REPORT_FILE, is_complete, is_gguf, licences, read_json, sha256
 from .output import Resume
 from .place import free_space
 from .shards import Planned, shard_layout, total_bytes
@@ -71,7 +71,8 @@ def environment() -> dict[str, str]:
 
 
 def source_files(opened: Checkpoint) -> list[Path]:
-    others = [opened.folder / name for name in SOURCE_FILES] + licences(opened.folder)
+    names = () if is_gguf(opened.files[0]) else SOURCE_FILES  # those beside a GGUF file are of other models
+    others = [opened.folder / name for name in names] + licences(opened.folder)
     return opened.files + [file for file in others if file.is_file() and file not in opened.files]
 
 
@@ -110,7 +111,7 @@ def state_of(opened: Checkpoint, plan: dict[str, Planned], options: dict[str, An
     state = {
         "nexus_transformers": version("nexus-transformers"),
         "options": options,
-        "source": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in opened.files],
+        "source": [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in opened.files],
         "tensors": [[name, str(planned.tensor.dtype), list(planned.tensor.shape)] for name, planned in plan.items()],
     }
     return json.loads(json.dumps(state))  # as it will be read again
@@ -123,12 +124,17 @@ def finished_report(out: Path, opened: Checkpoint, options: dict[str, Any]) -> d
         files, made_of = report["model"]["files"], report["source"]["files"]
         same = report["options"] == json.loads(json.dumps(options))
         same = same and report["nexus_transformers"] == version("nexus-transformers")
-        same = same and describe_source(opened).items() <= report["source"].items()
+        described = describe_source(opened)
+        if opened.revision is None:  # a path may be spelled otherwise; the hashes tell
+            del described["name"]
+        same = same and described.items() <= report["source"].items()
         same = same and {file.name: file.stat().st_size for file in source_files(opened)} == {
             name: description["bytes"] for name, description in made_of.items()
         }
+        same = same and all(is_described(each) for each in (*files.values(), *made_of.values()))
+        same = same and isinstance(report["model"].get("gates", 0), int) and isinstance(report["model"]["parameters"], int)
     except (CheckpointError, KeyError, TypeError, AttributeError):
-        return None  # no report, or one of another version
+        return None  # no report, or one of another version, or one that somebody has edited
     if not same:
         return None
     present = {file.relative_to(out) for file in out.rglob("*") if file.is_file() and not file.match(LEFT_BY_A_KILL)}
@@ -145,6 +151,10 @@ def finished_report(out: Path, opened: Checkpoint, options: dict[str, Any]) -> d
     return report
 
 
+def is_described(file: dict[str, Any]) -> bool:
+    return type(file["bytes"]) is int and isinstance(file["sha256"], str)
+
+
 def describe_plan(
     out: Path, opened: Checkpoint, plan: dict[str, Planned], options: dict[str, Any], licence: str | None
 ) -> dict[str, Any]:
@@ -153,7 +163,7 @@ def describe_plan(
     carried = [file.name for file in source_files(opened) if file.name in travel]
     used = {file.name for file in source_files(opened)} | {CARD_FILE}
     unknown = [] if licence else ["the licence of the source"]
-    if "tokenizer_config.json" not in carried and opened.files[0].suffix != ".gguf":
+    if "tokenizer_config.json" not in carried and not is_gguf(opened.files[0]):
         unknown.append("its tokenizer")
     return {
         "dry_run": True,
@@ -178,7 +188,7 @@ def describe_plan(
 
 
 def memory_needed(opened: Checkpoint, plan: dict[str, Planned]) -> str:
-    if opened.files[0].suffix == ".gguf":
+    if is_gguf(opened.files[0]):
         return f"a GGUF file is read whole, as float32: {total_bytes(plan) / 1e9:.2f} GB"
     largest = max(planned.tensor.nbytes for planned in plan.values())
     return f"one tensor at a time: under 1 GB and the largest tensor ({largest / 1e9:.2f} GB), without verification"

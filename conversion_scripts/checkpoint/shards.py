@@ -80,6 +80,8 @@ def shard_layout(plan: dict[str, Planned], max_shard_size: int | str) -> Any:
     """huggingface_hub's, by which `save_pretrained` divides a model too. Raises `CheckpointError` on a bad size."""
     tensors = {name: planned.tensor for name, planned in plan.items()}
     try:
+        if str(max_shard_size).strip().startswith("-"):
+            raise ValueError
         return split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
     except (ValueError, OverflowError) as error:
         raise CheckpointError(f"--max-shard-size {max_shard_size}: give a size such as 5GB or 200MB.") from error

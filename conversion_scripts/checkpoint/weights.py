@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from ...errors import CheckpointError, reason_of
 from .files import INDEX_FILE, SINGLE_FILE, read_json
 
 ADAPTER_FILE = "adapter_config.json"
+# Not training_args.bin and optimizer.pt, which Trainer writes beside weights
+PICKLED = ("pytorch_model*.bin", "model*.bin", "model*.pt", "model*.pth", "consolidated*.pt", "consolidated*.pth")
 NOT_TOGETHER = "Weights and config do not belong together."
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -69,11 +72,12 @@ class Checkpoint:
             dtype := getattr(torch, said.removeprefix("torch."), None), torch.dtype
         ):
             return dtype
-        first = min(self.files)
-        if first.suffix == ".safetensors":
-            dtypes = {self.stored_names.get(name, name): tensor.dtype for name, tensor in self.tensors.items()}
-            with opened_shard(first) as shard:
-                return next(dtypes[name] for name in shard.keys() if name in dtypes)
+        dtypes = {self.stored_names.get(name, name): tensor.dtype for name, tensor in self.tensors.items()}
+        for file in sorted(each for each in self.files if each.suffix == ".safetensors"):
+            with opened_shard(file) as shard:
+                for name in shard.keys():
+                    if name in dtypes:  # the first file may hold nothing of the language model
+                        return dtypes[name]
         return next(iter(self.tensors.values())).dtype
 
 
@@ -117,7 +121,8 @@ def unreadable(checkpoint: Checkpoint, name: str) -> CheckpointError:
 def check_depth(checkpoint: Checkpoint) -> None:
     """Before anything is made for every layer of which a config speaks: it may speak of a billion."""
     said = checkpoint.raw_config.get("num_hidden_layers", checkpoint.raw_config.get("num_layers"))
-    numbers = {match[1] for name in checkpoint.tensors if (match := re.search(r"(?:^|\.)layers?\.(\d+)\.", name))}
+    names = (*checkpoint.tensors, *checkpoint.unreadable)
+    numbers = {match[1] for name in names if (match := re.search(r"(?:^|\.)layers?\.(\d+)\.", name))}
     if isinstance(said, int) and len(numbers) < said:
         raise CheckpointError(
             f"{checkpoint.label}: lacks layers: config.json says {said}, the weights have {len(numbers)}. "
@@ -128,7 +133,7 @@ def check_depth(checkpoint: Checkpoint) -> None:
 def shards_of_tensors(folder: Path) -> dict[str, Path]:
     """Tensor name -> the file it is in, from the index or from the single file."""
     weights = [name for name in (SINGLE_FILE, INDEX_FILE) if (folder / name).exists()]
-    if len(weights) == 2:
+    if len(weights) == 2 and set(read_weight_map(folder / INDEX_FILE).values()) != {SINGLE_FILE}:
         raise two_sets(str(folder))
     if weights and (folder / ADAPTER_FILE).exists():
         raise CheckpointError(
@@ -136,16 +141,13 @@ def shards_of_tensors(folder: Path) -> dict[str, Path]:
             "(PEFT's merge_and_unload), or move its files away."
         )
     if (folder / INDEX_FILE).exists():
-        weight_map = read_json(folder / INDEX_FILE).get("weight_map")
-        if (
-            not isinstance(weight_map, dict)
-            or not weight_map
-            or not all(isinstance(file, str) for file in weight_map.values())
-        ):
-            raise CheckpointError(f"{folder / INDEX_FILE}: has no weight_map; download the checkpoint again.")
+        weight_map = read_weight_map(folder / INDEX_FILE)
         for file in sorted(set(weight_map.values())):
             if Path(file).name != file:
-                raise CheckpointError(f"{folder / INDEX_FILE}: {file!r} points out of the folder; this is not safe.")
+                raise CheckpointError(
+                    f"{folder / INDEX_FILE}: {file!r} does not lie beside it, and no other file is read. Move the "
+                    "shard there, and name it so."
+                )
             if not os.path.exists(folder / file):  # no error of a name that no file can have
                 raise CheckpointError(f"{folder}: lacks the shard {file}; download the checkpoint again.")
         return {name: folder / file for name, file in weight_map.items()}
@@ -153,6 +155,18 @@ def shards_of_tensors(folder: Path) -> dict[str, Path]:
         with opened_shard(folder / SINGLE_FILE) as shard:
             return dict.fromkeys(shard.keys(), folder / SINGLE_FILE)
     raise no_weights(str(folder), [file.name for file in folder.iterdir()])
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Of an index: tensor name -> file name."""
+    weight_map = read_json(index).get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(each, str) for each in weight_map.values())
+    ):
+        raise CheckpointError(f"{index}: has no weight_map; download the checkpoint again.")
+    return weight_map
 
 
 def two_sets(label: str) -> CheckpointError:
@@ -164,11 +178,11 @@ def two_sets(label: str) -> CheckpointError:
 
 def no_weights(label: str, names: list[str]) -> CheckpointError:
     """Why a folder or repository with these files has no weights to convert."""
-    if ADAPTER_FILE in names:
+    if any(name.startswith("adapter_") for name in names):
         return CheckpointError(
             f"{label}: holds an adapter only. Merge it into its base model (PEFT's merge_and_unload) and convert that."
         )
-    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+    if any(fnmatchcase(name, pattern) for name in names for pattern in PICKLED):
         return CheckpointError(
             f"{label}: has pickled weights only, which may run code when read. Load it with Transformers, save it "
             "with save_pretrained, which writes safetensors, and convert that."

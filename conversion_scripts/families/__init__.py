@@ -262,13 +262,22 @@ def decoder_fields(config: NexusConfig) -> dict[str, Any]:
     """Every field that the function of the last levels depends on. Two configs that mean the same have the same."""
     fields = {name: getattr(config, name) for name in NexusConfig.__annotations__ if name not in NESTING_FIELDS}
     windowed = windowed_layers(config)
+    ropes = ("rope_parameters", "sliding_rope_parameters")
     return fields | {
+        **{name: without_whole_share(getattr(config, name)) for name in ropes},
         "sliding_layers": windowed,
         "sliding_window": config.sliding_window if windowed else None,
         "attention_multiplier": config.attention_multiplier or config.head_dim**-0.5,
         "mask_token_id": config.mask_token_id if config.token_dropout else None,
-        "layers_without_rope": sorted(config.layers_without_rope or ()),
+        "layers_without_rope": sorted(set(config.layers_without_rope or ())),
     }
+
+
+def without_whole_share(rope: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Rotary settings in which "all of a head is rotated" is not said, as it goes without saying."""
+    if rope is None or rope.get("partial_rotary_factor") != 1:
+        return rope
+    return {name: value for name, value in rope.items() if name != "partial_rotary_factor"}
 
 
 MODULES = [import_module(f".{file.name}", __name__) for file in iter_modules(__path__)]
@@ -276,18 +285,20 @@ ALL = {each.MODEL_TYPE: Family(each.MODEL_TYPE, **each.RULES) for each in MODULE
 FAMILIES = {name: family for name, family in ALL.items() if name in CONFIG_MAPPING}  # that this Transformers has
 
 
-def family_of(model_type: Any) -> Family:
-    """Raises `ConversionError`, which says why or lists the known ones, if the architecture cannot be converted."""
+def family_of(model_type: Any, where: str = "model_type=") -> Family:
+    """
+    Raises `ConversionError`, which says why or lists the known ones, if the architecture cannot be converted. `where`:
+    what says it, for the message.
+    """
     if isinstance(model_type, str) and model_type in REFUSED:
-        raise ConversionError(f"config.json: model_type={model_type!r} cannot be converted: {REFUSED[model_type]}.")
+        raise ConversionError(f"{where}{model_type!r} cannot be converted: {REFUSED[model_type]}.")
     if isinstance(model_type, str) and model_type in ALL.keys() - FAMILIES.keys():
         raise ConversionError(
-            f"config.json: model_type={model_type!r} needs a newer Transformers than {transformers.__version__}, which "
+            f"{where}{model_type!r} needs a newer Transformers than {transformers.__version__}, which "
             "is installed: pip install --upgrade transformers."
         )
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConversionError(
-            f"config.json: model_type={model_type!r} is not an architecture that can be converted. Known: "
-            f"{', '.join(sorted(FAMILIES))}."
+            f"{where}{model_type!r} is not an architecture that can be converted. Known: {', '.join(sorted(FAMILIES))}."
         )
     return FAMILIES[model_type]

@@ -165,7 +165,7 @@ def _read_windows(config: Any) -> dict[str, Any]:
 def windowed_layers(config: NexusConfig) -> list[int]:
     if config.sliding_window is None:
         return []
-    return list(range(config.num_layers)) if config.sliding_layers is None else sorted(config.sliding_layers)
+    return list(range(config.num_layers)) if config.sliding_layers is None else sorted(set(config.sliding_layers))
 
 
 def _write_windows(config: NexusConfig) -> dict[str, Any]:

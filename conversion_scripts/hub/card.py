@@ -56,7 +56,7 @@ def refresh_card(folder: Path) -> None:
         was, becomes = str(card_of(folder, stated, before)), str(card_of(folder, stated, report))
     except Exception:  # somebody has edited the report, which then says anything
         return
-    if (folder / CARD_FILE).read_text(encoding="utf-8") == was:
+    if (folder / CARD_FILE).read_bytes() == was.encode(errors="backslashreplace"):
         write_text(folder / CARD_FILE, becomes)
 
 

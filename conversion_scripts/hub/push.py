@@ -7,16 +7,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from importlib.metadata import version
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, ModelInfo, errors
-from huggingface_hub.utils import filter_repo_objects, logging, validate_repo_id
+from huggingface_hub.utils import logging, validate_repo_id
 
 from ...errors import HubError, NexusError, reason_of
-from ..checkpoint.files import MODEL_FILES, WEIGHT_FILES
+from ..checkpoint.files import MODEL_FILES, WEIGHT_FILES, failures_of_reading, is_one_of
 from ..printing import size
 from ..progress import console, quiet_when_piped
 from ..verification.isolated import run_isolated
@@ -54,10 +55,12 @@ def push(
     check_repo_id(repo_id)
     api = HfApi()
     with tempfile.TemporaryDirectory(prefix="nexus-push-") as stage:
-        upload = prepare(Path(folder), repo_id, Path(stage), trust_remote_code)
+        with failures_of_reading(folder):
+            upload = prepare(Path(folder), repo_id, Path(stage), trust_remote_code)
         check_temporary_space(upload)
         before = find_repository(api, repo_id, private)
-        there = [sibling.rfilename for sibling in before.siblings or []] if before else []
+        there = {sibling.rfilename for sibling in before.siblings or []} if before else set()
+        stale = sorted(name for name in there - upload.files.keys() if is_one_of(name, OURS))
         result = {
             "repo_id": repo_id,
             "url": f"{api.endpoint}/{repo_id}",
@@ -65,7 +68,7 @@ def push(
             "private": before.private if before else private,
             "files": upload.files,
             "left_out": upload.left_out,
-            "deleted": sorted(set(filter_repo_objects(there, allow_patterns=OURS)) - set(upload.files)),
+            "deleted": stale,
             "notes": upload.notes,
         }
         if dry_run:
@@ -78,7 +81,7 @@ def push(
             commit = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=upload.folder,
-                delete_patterns=OURS,
+                delete_patterns=[escape(name) for name in stale],
                 commit_message="Upload Nexus model",
                 commit_description=f"By nexus-transformers {version('nexus-transformers')}.",
             ).oid

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
-from huggingface_hub.utils import filter_repo_objects
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 from ...configuration_nexus import AUTO_MAP
@@ -23,7 +22,8 @@ from ..checkpoint.files import (
     REPORT_FILE,
     ROOT,
     WEIGHT_FILES,
-    licences,
+    is_licence,
+    is_one_of,
     read_json,
     sha256,
 )
@@ -79,8 +79,7 @@ def prepare(model: Path, repo_id: str, stage: Path, trust_remote_code: bool = Fa
 
     names = sorted(file.relative_to(model).as_posix() for file in model.rglob("*") if file.is_file())
     weights = [file.name for file in nexus.files] + [INDEX_FILE]
-    allowed = [*weights, *MODEL_FILES, *(file.name for file in licences(model))]
-    sent = list(filter_repo_objects(names, allow_patterns=allowed))
+    sent = [name for name in names if name in weights or is_one_of(name, MODEL_FILES) or is_licence(name)]
     check_secrets(model, [name for name in sent if name not in weights])
     for name in sent:
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +156,7 @@ def check_report(model: Path, files: dict[str, dict[str, Any]]) -> list[str]:
     listed = model_part.get("files") if isinstance(model_part, dict) else None
     if not isinstance(listed, dict):
         return [f"{REPORT_FILE} lists no hashes, so whether it speaks of these weights was not checked"]
-    weights = set(filter_repo_objects({**listed, **files}, allow_patterns=WEIGHT_FILES))
+    weights = {name for name in {**listed, **files} if is_one_of(name, WEIGHT_FILES)}
     if any(listed.get(name) != files.get(name) for name in weights):
         raise HubError(
             f"{file}: speaks of other weights than those that lie beside it: they have changed since. If you trained "

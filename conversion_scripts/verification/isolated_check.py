@@ -230,7 +230,7 @@ def compare_tokenizers(expected, actual) -> dict:
         except MemoryError:
             raise
         except Exception as error:
-            skipped.append(f"tokens of {prompt!r} ({sentence(error)})")
+            skipped.append(f"tokens of {prompt!r}, {fails_itself(error)}")
             continue
         if actual(prompt)["input_ids"] != ids:
             result["tokens_differ"] = prompt
@@ -241,7 +241,7 @@ def compare_tokenizers(expected, actual) -> dict:
         except MemoryError:
             raise
         except Exception as error:
-            skipped.append(f"chat template{'' if name is None else ' ' + name} ({sentence(error)})")
+            skipped.append(f"chat template{'' if name is None else ' ' + name}, {fails_itself(error)}")
             continue
         if name not in probes.templates(actual) or not renders_as(actual, expected, name, rendered):
             result["chat_differs"] = True
@@ -295,7 +295,7 @@ def compare_models(request: dict, prompt: list[int], texts: list[list[int]]) -> 
             try:
                 expected_continuation, source_speed = greedy(source, prompt, new_tokens, eos)
             except Exception as error:
-                result["skipped"].append(f"generation ({sentence(error)})")
+                result["skipped"].append(f"generation, {fails_itself(error)}")
         result["source_parameters"] = source.num_parameters()
         del source
 
@@ -350,6 +350,10 @@ def sentence(error: Exception) -> str:
     """What an error says, in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def fails_itself(error: Exception) -> str:
+    return f"at which the source itself fails ({sentence(error)})"
 
 
 def main(request: dict) -> dict:

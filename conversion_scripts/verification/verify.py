@@ -18,6 +18,7 @@ from ..checkpoint.added import is_nesting
 from ..checkpoint.code import check_code
 from ..checkpoint.files import CODE_FILES, REPORT_FILE, ROOT, read_json, write_json
 from ..checkpoint.open import Nexus, Source, open_nexus, open_source
+from ..checkpoint.output import failures_of_writing
 from ..checkpoint.plan import check_tensors, parts_of
 from ..checkpoint.weights import Checkpoint
 from ..families import decoder_fields
@@ -51,10 +52,11 @@ def verify(
         `CheckpointError`: one of them cannot be read, or `out` has code that may not be run.
     """
     out = Path(out)
-    figures = verify_opened(open_source(source, revision), out, layer_by_layer, trust_remote_code)
     report_file = out / REPORT_FILE
     report = read_json(report_file) if report_file.exists() else {}
-    write_json(report_file, report | {"verification": figures})
+    figures = verify_opened(open_source(source, revision), out, layer_by_layer, trust_remote_code)
+    with failures_of_writing(out):
+        write_json(report_file, report | {"verification": figures})
     return figures
 
 
@@ -160,6 +162,7 @@ def compare_functions(
     source: Source, nexus: Nexus, dtype: torch.dtype, layer_by_layer: bool, trust_remote_code: bool
 ) -> dict[str, Any]:
     """Runs both models in a fresh process, see isolated_check.py."""
+    have_tokenizers = source_has_tokenizer(source), has_tokenizer(nexus.folder)
     nested_without_gates = not nexus.config.inner_gate and max(nexus.config.layer_orders) > 1
     tolerance = ROUNDING if source.family.rounds else 0.0
     request = {
@@ -173,7 +176,7 @@ def compare_functions(
         "attn_implementation": "sdpa",
         "inner_window": nexus.config.inner_window,
         "attention_order": 1 if nested_without_gates else None,
-        "has_tokenizer": has_tokenizer(nexus.folder),
+        "has_tokenizer": all(have_tokenizers),
         "layer_by_layer": layer_by_layer and source.gguf_file is None,
         "control_tolerance": CONTROL_FACTOR * tolerance,
     }
@@ -181,11 +184,16 @@ def compare_functions(
     seconds = 3600 * (HOURS + nexus.parameters / PARAMETERS_PER_HOUR)
 
     def prepare(scratch: Path) -> None:
+        if source.gguf_file:  # alone, as in `carry_over.alone`
+            (scratch / "source").mkdir()
+            (scratch / "source" / source.gguf_file).symlink_to((source.folder / source.gguf_file).resolve())
+            request["source"] = str(scratch / "source")
         request["target"] = str(folder_to_run(nexus, scratch / "model", trust_remote_code).resolve())
 
     figures = run_isolated("isolated_check.py", request, failure, seconds, prepare, HF_HUB_OFFLINE="1")
     if "exceeded" in figures:
-        raise VerificationError(figures["exceeded"].replace(request["target"], str(nexus.folder)))
+        named = figures["exceeded"].replace(request["target"], str(nexus.folder))
+        raise VerificationError(named.replace(request["source"], str(source.folder)))
     if figures.get("failed") == "source":
         raise VerificationError(
             f"{source.label}: Transformers itself cannot load and run the source ({figures['reason']}), so there is "
@@ -196,8 +204,14 @@ def compare_functions(
     for compared in (figures, figures.get("in_float32", {})):
         if compared:
             compared["tolerance"] = tolerance * compared["max_abs_logit"]
+    if any(have_tokenizers) and not all(have_tokenizers):
+        figures["skipped"].append(f"tokenizers, as {nexus.label if have_tokenizers[0] else source.label} has none")
     order = 1 if nested_without_gates else nexus.config.attention_order
     return figures | {"compared_at_order": order}
+
+
+def source_has_tokenizer(source: Source) -> bool:
+    return source.has_tokenizer if source.gguf_file else has_tokenizer(source.folder)
 
 
 def judge(figures: dict[str, Any], label: str) -> None:

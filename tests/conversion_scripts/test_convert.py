@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -20,6 +21,7 @@ import nexus_transformers
 from nexus_transformers import NexusForCausalLM
 from nexus_transformers.conversion_scripts.checkpoint.files import CODE_FILES
 from nexus_transformers.conversion_scripts.convert import convert
+from nexus_transformers.errors import CheckpointError
 
 ROOT = Path(nexus_transformers.__file__).parent
 LLAMA3_ROPE = {
@@ -336,3 +338,57 @@ def test_progress_is_shown_on_a_terminal(llama_folder, tmp_path):
     for step in (b"writing", b"hashing", b"comparing", b"in a fresh process"):
         assert step in shown
     assert b"Traceback" not in shown
+
+
+def test_a_single_file_with_an_index_that_names_it_is_one_set_of_weights(llama_folder, tmp_path):
+    """As mlx-lm writes it."""
+    source = Path(shutil.copytree(llama_folder, tmp_path / "source"))
+    names = dict.fromkeys(load_file(source / "model.safetensors"), "model.safetensors")
+    index = source / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    convert(source, tmp_path / "out", verify=False)
+    assert weights(tmp_path / "out").keys() >= names.keys()
+    index.write_text(json.dumps({"weight_map": names | {"model.norm.weight": "other.safetensors"}}))
+    with pytest.raises(CheckpointError, match="two sets of weights"):
+        convert(source, tmp_path / "out2")
+
+
+def test_a_path_spelled_otherwise_is_the_same_source(llama_folder, tmp_path, monkeypatch):
+    convert(llama_folder, tmp_path / "out", verify=False)
+    monkeypatch.chdir(llama_folder)
+    for source in (f"{llama_folder}/", ".", f"../{llama_folder.name}"):
+        assert convert(source, tmp_path / "out", verify=False)["unchanged"]
+
+
+def test_the_card_of_what_lies_here_names_its_folder(llama_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(llama_folder)
+    convert(".", tmp_path / "out", verify=False)
+    assert f"# {llama_folder.name} with nested attention" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_only_chat_templates_are_carried_over_of_their_folder(llama_folder, tmp_path):
+    source = Path(shutil.copytree(llama_folder, tmp_path / "source"))
+    (source / "additional_chat_templates").mkdir()
+    for name in ("tools.jinja", ".DS_Store", "x.py"):
+        (source / "additional_chat_templates" / name).write_text("{{ messages[0].content }}")
+    convert(source, tmp_path / "out", verify=False)
+    assert [file.name for file in (tmp_path / "out" / "additional_chat_templates").iterdir()] == ["tools.jinja"]
+    convert(source, tmp_path / "out", order=1, overwrite=True, verify=False)
+
+
+def test_half_a_surrogate_in_a_tokenizer_s_config_stays_one(tmp_path):
+    source = checkpoints.save("qwen2", tmp_path / "source")
+    file = source / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"note": "\ud800"}))
+    convert(source, tmp_path / "out", verify=False)
+    assert json.loads((tmp_path / "out" / file.name).read_text())["note"] == "\ud800"
+
+
+@pytest.mark.parametrize("part", [{"bytes": "x", "sha256": ""}, None, {"sha256": ""}], ids=str)
+def test_a_report_that_somebody_has_edited_is_not_taken_for_ours(part, model, llama_folder):
+    report = json.loads((model / "conversion_report.json").read_text())
+    report["model"]["files"]["config.json"] = part
+    (model / "conversion_report.json").write_text(json.dumps(report))
+    with pytest.raises(CheckpointError, match="not the one that this command would write"):
+        convert(llama_folder, model, verify=False)
+    assert "unchanged" not in convert(llama_folder, model, verify=False, overwrite=True)

@@ -197,3 +197,11 @@ def test_a_warning_of_the_tokenizer_is_escaped(tmp_path, nexus):
     assert (status, errors) == (0, "")
     assert "Note: The tokenizer has ids up to 512" in output
     assert all(line.isprintable() for line in output.split("\n"))
+
+
+def test_a_working_directory_that_is_gone_is_said(tmp_path):
+    (tmp_path / "gone").mkdir()
+    script = f"cd {tmp_path}/gone && rmdir ../gone && exec {Path(sys.executable).with_name('nexus')} --help"
+    process = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr == "error: The folder that you are in was deleted; go to another one.\n"

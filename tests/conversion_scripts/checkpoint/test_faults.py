@@ -173,7 +173,7 @@ FAULTS = {
     ),
     "index that leaves the folder": (
         edit_index(lambda index, source: index.update({DOWN: "../../etc/passwd"})),
-        ["'../../etc/passwd'", "out of the folder"],
+        ["'../../etc/passwd'", "does not lie beside it"],
     ),
     "index without map": (index_alone(b"{}"), ["has no weight_map"]),
     "pickled weights": (pickle_only, ["pickled", "save_pretrained"]),
@@ -185,7 +185,7 @@ FAULTS = {
     "tensor in two shards": (duplicate_tensor, ["model-00002", "download the checkpoint again"]),
     "index that leads to the root": (
         edit_index(lambda index, source: index.update({DOWN: "/etc/passwd"})),
-        ["'/etc/passwd'", "out of the folder"],
+        ["'/etc/passwd'", "does not lie beside it"],
     ),
     "index of numbers": (
         index_alone(b'{"weight_map": {"lm_head.weight": 7}}'),
@@ -217,6 +217,19 @@ FAULTS = {
     ),
     "tokenizer of foreign code": (tokenizer_with_code, ["tokenizer", "code of its own"]),
     "tokenizer of SentencePiece, damaged": (tokenizer_of_sentencepiece, ["cannot load the tokenizer"]),
+    "weights in a dtype of quantized models": (
+        edit_weights(lambda t: [t.update({name: tensor.to(torch.float8_e4m3fn)}) for name, tensor in list(t.items())]),
+        ["F8_E4M3", "Dequantize"],
+    ),
+    "what Trainer writes beside weights": (
+        lambda source: (source / "model.safetensors").rename(source / "training_args.bin"),
+        ["has no weights"],
+    ),
+    "weights of an adapter": (
+        lambda source: (source / "model.safetensors").rename(source / "adapter_model.safetensors"),
+        ["holds an adapter only", "merge_and_unload"],
+    ),
+    "a Nexus model": (edit_config(model_type="nexus"), ["is a Nexus model already", "--to-source"]),
     "no weights": (lambda source: (source / "model.safetensors").unlink(), ["has no weights"]),
 }
 
@@ -260,6 +273,15 @@ def test_there_are_many_faults():
         (["--order", "0"], ["attention_order=0", "at least 1"]),
         (["--dtype", "int4"], ["--dtype int4", "bfloat16"]),
         (["--max-shard-size", "large"], ["--max-shard-size large", "5GB"]),
+        (["--max-shard-size=-5GB"], ["--max-shard-size -5GB", "5GB"]),
+        (["--gate-init", "nan"], ["--gate-init nan"]),
+        (["--gate-init", "inf", "--order", "1"], ["--gate-init inf"]),
+        (["--gate-init", "1e39"], ["--gate-init 1e+39", "float32"]),
+        (["--gate-init", "0.5", "--order", "1"], ["--gate-init 0.5: has no effect"]),
+        (["--gate-init", "0.5", "--no-gate"], ["--gate-init 0.5: has no effect with --no-gate"]),
+        (["--inner-window", str(10**20)], ["inner_window=100000000000000000000", "below 2**62"]),
+        (["--revision", "v2"], ["--revision v2", "for a Hub id only"]),
+        (["--to-source", "--family", "foo"], ["is not a Nexus model"]),
         (["--to-source"], ["is not a Nexus model"]),
         (["--to-source", "--order", "3"], ["--order", "no meaning with --to-source"]),
         (["--to-source", "--inner-attention", "self"], ["--inner-attention", "no meaning with --to-source"]),
@@ -358,23 +380,104 @@ def test_no_space_seen_before_writing(llama_folder, tmp_path):
     check_free_space(tmp_path / "a" / "b", 1)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody without permissions")
-@pytest.mark.parametrize("what", ["source", "output"])
-def test_no_permission(what, llama_folder, nexus):
-    """As the user nobody, in folders that others can enter."""
-    with tempfile.TemporaryDirectory() as place:
-        Path(place).chmod(0o755)
-        source = Path(shutil.copytree(llama_folder, f"{place}/source"))
-        Path(place, "writable").mkdir()
-        Path(place, "writable").chmod(0o777)
-        out = Path(place, "writable", "out") if what == "source" else Path(place, "out")
-        (source / "model.safetensors").chmod(0o600 if what == "source" else 0o644)
-        assert nexus("convert", llama_folder, Path(place, "first"), "--no-verify")[0] == 0  # all is imported by now
+@pytest.fixture
+def as_nobody(nexus):
+    """The `nexus` command as a user without permissions, in a folder that others can enter."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody without permissions")
+
+    def run(*arguments):
         os.seteuid(65534)
         try:
-            result = nexus("convert", source, out, "--no-verify")
+            return nexus(*arguments)
         finally:
             os.seteuid(0)
-        named = "model.safetensors" if what == "source" else "out"
-        assert_one_sentence(*result, [named, "ermission denied"])
-        assert not out.exists()
+
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        Path(place, "writable").mkdir()
+        Path(place, "writable").chmod(0o777)
+        yield Path(place), run
+
+
+@pytest.mark.parametrize("what", ["output", "model.safetensors", "", "LICENSE", "tokenizer.json", "vocab.txt"])
+def test_no_permission(what, llama_folder, nexus, as_nobody):
+    """What may not be read or written is named, and nothing else; "" is the source's folder itself."""
+    place, run = as_nobody
+    source = Path(shutil.copytree(llama_folder, place / "source"))
+    for name in ("LICENSE", "vocab.txt"):
+        (source / name).write_text("x")
+    for file in source.iterdir():
+        file.chmod(0o644)
+    assert nexus("convert", source, place / "first", "--no-verify")[0] == 0  # all is imported by now
+    shutil.copytree(place / "first", place / "writable" / "model")
+    (place / "writable" / "model").chmod(0o777)
+    if what != "output":
+        (source / what).chmod(0o600)
+    out = place / "out" if what == "output" else place / "writable" / "out"
+    named = {"output": f"{out}: ", "tokenizer.json": f"{source}: "}.get(what, str(source / what))
+    assert_one_sentence(*run("convert", source, out, "--no-verify"), [named, "ermission denied"])
+    assert not out.exists()
+    if what in ("model.safetensors", ""):
+        result = run("verify", source, place / "writable" / "model")
+        assert_one_sentence(*result, [named, "cannot be read", "ermission denied"])
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "README.md", "modeling_nexus.py", "tokenizer.json"])
+def test_no_permission_to_read_what_is_pushed(file, converted, as_nobody, monkeypatch):
+    place, run = as_nobody
+    monkeypatch.setenv("HF_TOKEN", "hf_dummy")  # nobody may not read root's
+    model = Path(shutil.copytree(converted, place / "model"))
+    (model / file).chmod(0o600)
+    assert_one_sentence(*run("push", model, "someone/nexus"), [file, "cannot be read (Permission denied)"])
+
+
+def test_of_two_tensors_that_become_one_none_is_lost(tmp_path, nexus):
+    """The names of a model of images and of its language model alone, both of which Transformers reads."""
+    source = checkpoints.save("gemma3", tmp_path / "source")
+    name, other = (f"{each}.layers.0.mlp.down_proj.weight" for each in ("model.language_model", "language_model.model"))
+
+    def twice(tensors):
+        name_there, other_one = (name, other) if name in tensors else (other, name)
+        tensors[other_one] = torch.zeros_like(tensors[name_there])
+
+    edit_weights(twice)(source)
+    result = nexus("convert", source, tmp_path / "out", "--no-verify")
+    assert_one_sentence(*result, ["holds", "twice", repr(name), repr(other)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["verify", "{model}", "{source}"], ["is a Nexus model already"]),
+        (["convert", "{model}", "out"], ["is a Nexus model already", "--to-source"]),
+        (["verify", "{source}", "nothere"], ["nothere: no such folder"]),
+        (["verify", "{source}", "user/name"], ["user/name: no such folder", "download"]),
+        (["verify", "{source}", "{model}/config.json"], ["config.json: no such folder"]),
+        (["verify", "~nosuchuser/m", "{model}"], ["~nosuchuser/m: has no home folder"]),
+        (["inspect", "~nosuchuser/m", "Hello"], ["~nosuchuser/m: has no home folder"]),
+        (["convert", "user/name", "out", "--to-source"], ["user/name: no such folder"]),
+        (["convert", "{model}", "out", "--to-source", "--family", "foo"], ["--family='foo' is not an architecture"]),
+        (
+            ["convert", "{model}", "out", "--to-source", "--family", "mixtral"],
+            ["--family='mixtral' cannot be converted"],
+        ),
+    ],
+)
+def test_what_is_at_fault_is_named(arguments, parts, llama_folder, converted, tmp_path, nexus, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = [each.format(model=converted, source=llama_folder) for each in arguments]
+    assert_one_sentence(*nexus(*arguments), parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes", [{"head_dim": -1}, {"hidden_act": "x"}, {"attention_dropout": 1.5}])
+def test_a_setting_that_makes_no_model_is_told_by_verify_as_by_convert(
+    changes, llama_folder, converted, tmp_path, nexus
+):
+    source = Path(shutil.copytree(llama_folder, tmp_path / "source"))
+    edit_config(**changes)(source)
+    of_convert = nexus("convert", source, tmp_path / "out")
+    assert_one_sentence(*of_convert, [str(source)])
+    model = shutil.copytree(converted, tmp_path / "model")
+    assert nexus("verify", source, model) == of_convert

@@ -93,13 +93,13 @@ def test_a_pipe_in_the_output_is_not_ours_to_replace(name, llama_folder, model, 
         assert "did not write" in errors
 
 
-def test_what_lies_beside_a_gguf_file_is_read_only_if_it_is_a_file(nexus, tmp_path):
+def test_of_what_lies_beside_a_gguf_file_only_the_card_is_read(nexus, tmp_path):
     gguf_file = pytest.importorskip("gguf_file")
     file = gguf_file.write(tmp_path / "model.gguf")
-    make_pipe(tmp_path / "other")  # in a folder of downloads, say
-    make_pipe(tmp_path / "tokenizer_config.json")
-    refused(nexus("convert", file, tmp_path / "out"), tmp_path / "tokenizer_config.json", "is a pipe")
-    (tmp_path / "tokenizer_config.json").unlink()
+    for name in ("other", "tokenizer_config.json", "README.md"):  # in a folder of downloads, say
+        make_pipe(tmp_path / name)
+    refused(nexus("convert", file, tmp_path / "out"), tmp_path / "README.md", "is a pipe")
+    (tmp_path / "README.md").unlink()
     status, _, errors = nexus("convert", file, tmp_path / "out", "--no-verify")
     assert status == 0, errors
 

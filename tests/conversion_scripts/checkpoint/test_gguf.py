@@ -11,6 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 gguf_file = pytest.importorskip("gguf_file")
 from nexus_transformers.conversion_scripts.checkpoint.gguf import ROPE_FACTORS, check_keys, llama_3_factors  # noqa: E402
 from nexus_transformers.conversion_scripts.convert import convert  # noqa: E402
+from nexus_transformers.conversion_scripts.verification.verify import verify  # noqa: E402
 from nexus_transformers.errors import CheckpointError  # noqa: E402
 
 ROPE = {"rope_type": "llama3", "rope_theta": 123456.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -102,3 +103,17 @@ def test_what_is_not_there_is_not_made_up(keys, without, said, tmp_path):
     with pytest.raises(CheckpointError, match=re.escape(said)):
         convert(file, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def test_what_lies_beside_a_gguf_file_is_of_other_models(tmp_path):
+    """Transformers would take their tokenizer for that of the file, and attach an adapter."""
+    file = gguf_file.write(tmp_path / "source" / "Model.GGUF")
+    alone = convert(file, tmp_path / "alone")
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (file.parent / name).write_text('{"model_type": "bert"}')
+    (file.parent / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    beside = convert(file, tmp_path / "beside")
+    assert beside["model"]["files"] == alone["model"]["files"] and "tokenizer.json" in beside["model"]["files"]
+    assert list(beside["source"]["files"]) == ["Model.GGUF"]
+    assert beside["verification"]["skipped"] == [] and verify(file, tmp_path / "beside")["skipped"] == []
+    assert convert(file.parent, tmp_path / "folder", verify=False)["model"]["files"] == alone["model"]["files"]

@@ -292,3 +292,26 @@ def test_what_may_not_be_entered_or_replaced_is_refused_at_once():
                 check(Path(place, "new"), inputs=[Path(place, "closed", "source")])
         finally:
             os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "licenses/optimizer.pt",
+        "model-epoch3/model-00001-of-00002.safetensors",
+        "license_dataset.parquet",
+        "LICENSE_head.safetensors",
+        "notice/checkpoint-500/model.safetensors",
+        ".cache/mine.new",
+        "additional_chat_templates/notes.txt",
+    ],
+)
+def test_a_model_with_files_of_the_user_s_is_not_replaced(name, model, llama_folder, tmp_path, nexus):
+    (model / "LICENSE.md").write_text("terms")  # of which the source has none any more
+    put(model, {name: "mine"})
+    status, output, errors = nexus("convert", llama_folder, model, "--order", "1", "--overwrite", "--no-verify")
+    assert (status, output) == (1, "") and f"holds {name}, which this command did not write" in errors
+    assert (model / name).read_text() == "mine"
+    (model / name).unlink()
+    assert nexus("convert", llama_folder, model, "--order", "1", "--overwrite", "--no-verify")[0] == 0
+    assert not (model / "LICENSE.md").exists()

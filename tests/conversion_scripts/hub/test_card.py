@@ -203,6 +203,20 @@ def test_the_card_names_what_the_paper_does_not_have(scale, gate, write):
     assert ("Gates blend" in text) == gate
 
 
+def test_only_a_model_with_gates_is_told_to_train_them(write):
+    assert "freeze_all_but_gates" in write(REPORT).text
+    assert "freeze_all_but_gates" not in write(report("model", inner_gate=False, gates=0)).text
+    assert "freeze_all_but_gates" not in write(report("model", attention_order=1, refined=[])).text
+
+
+def test_the_function_of_the_source_is_claimed_up_to_rounding_where_that_is_so(write):
+    assert "computes the function of its source** until" in write(REPORT).text
+    assert (
+        "computes the function of its source**, up to rounding, until"
+        in write(report("verification", tolerance=0.1)).text
+    )
+
+
 def test_random_tokens_are_not_called_text(write, tmp_path):
     assert "1408 positions of random tokens" in write(REPORT).text
     (tmp_path / "model" / "tokenizer_config.json").write_text("{}")

@@ -101,6 +101,31 @@ def test_dry_run_sends_nothing(model, double, nexus):
     assert not result["exists"]
 
 
+def test_only_files_beside_the_model_are_deleted_on_the_hub(model, double, nexus, tmp_path):
+    """Those of other models in folders of the repository stay."""
+    old = {"config.json": (model / "config.json").read_bytes(), "model.safetensors": b"old"}
+    others = {"model-q8/model-00001-of-00002.safetensors": b"8", "model-q8/config.json": b"{}", "LICENSES/x.new": b"x"}
+    for name, content in (old | others).items():
+        (tmp_path / "old" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "old" / name).write_bytes(content)
+    double.add(REPO, tmp_path / "old")
+    result = json.loads(nexus("push", model, REPO, "--dry-run", "--json")[1])
+    assert result["deleted"] == ["model.safetensors"]
+
+
+def test_a_shard_with_the_name_of_a_pattern_is_sent(model, double, nexus):
+    index = json.loads((model / "model.safetensors.index.json").read_text())
+    old = sorted(set(index["weight_map"].values()))[0]
+    (model / old).rename(model / "model-a[1].safetensors")
+    index["weight_map"] = {
+        name: file.replace(old, "model-a[1].safetensors") for name, file in index["weight_map"].items()
+    }
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    (model / "conversion_report.json").unlink()
+    result = json.loads(nexus("push", model, REPO, "--dry-run", "--json")[1])
+    assert "model-a[1].safetensors" in result["files"] and result["left_out"] == []
+
+
 def test_every_licence_file_is_sent_that_a_conversion_carries_over(model, double, nexus):
     sent = ["LICENSE-MODEL", "NOTICE.txt", "USE_POLICY.md"]
     for name in sent:

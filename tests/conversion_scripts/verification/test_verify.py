@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import checkpoints
 from nexus_transformers.conversion_scripts.convert import convert
+from nexus_transformers.conversion_scripts.to_source import convert_to_source
 from nexus_transformers.conversion_scripts.verification.verify import judge, verify
-from nexus_transformers.errors import VerificationError
+from nexus_transformers.errors import CheckpointError, VerificationError
 
 
 @pytest.fixture
@@ -177,3 +180,72 @@ def test_a_check_that_sees_nothing_is_not_a_check():
     with pytest.raises(VerificationError, match="the check is blind"):
         judge(figures, Path("out"))
     judge(figures | {"negative_controls": {"heads swapped": 1e-6}}, Path("out"))
+
+
+def test_a_card_in_another_encoding_stays_as_it_is(llama_folder, out):
+    (out / "README.md").write_bytes(b"---\nlicense: mit\n---\n# Caf\xe9\n")
+    command = [Path(sys.executable).with_name("nexus"), "verify", llama_folder, out]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert (out / "README.md").read_bytes().endswith(b"Caf\xe9\n")
+
+
+def test_a_broken_report_is_said_before_the_comparison(llama_folder, out, monkeypatch):
+    (out / "conversion_report.json").write_text("{")
+    monkeypatch.setattr("nexus_transformers.conversion_scripts.verification.verify.run_isolated", None)
+    with pytest.raises(CheckpointError, match=r"conversion_report\.json: is not valid JSON"):
+        verify(llama_folder, out)
+
+
+@pytest.mark.parametrize("side", ["source", "result"])
+def test_a_tokenizer_of_one_side_only_is_not_compared(side, llama_folder, out, tmp_path):
+    source = Path(shutil.copytree(llama_folder, tmp_path / "source"))
+    without = source if side == "source" else out
+    for file in without.glob("*token*.json"):
+        file.unlink()
+    assert verify(source, out)["skipped"] == [f"tokenizers, as {without} has none"]
+
+
+def test_a_model_of_images_whose_first_file_holds_images_only(tmp_path):
+    """And whose config.json says no dtype: that of the first weight of the language model counts."""
+    source = checkpoints.save("gemma3", tmp_path / "source", torch.bfloat16)
+    tensors = load_file(source / "model.safetensors")
+    of_images = {name: tensor.float() for name, tensor in tensors.items() if "language_model" not in name}
+    others = {name: tensor for name, tensor in tensors.items() if name not in of_images}
+    assert of_images and others
+    files = {"model-00001-of-00002.safetensors": of_images, "model-00002-of-00002.safetensors": others}
+    for file, part in files.items():
+        save_file(part, source / file, metadata={"format": "pt"})
+    (source / "model.safetensors").unlink()
+    weight_map = {name: file for file, part in files.items() for name in part}
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    config = json.loads((source / "config.json").read_text())
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        part.pop("dtype", None)
+    (source / "config.json").write_text(json.dumps(config))
+    assert convert(source, tmp_path / "out", verify=False)["source"]["dtype"] == "bfloat16"
+
+
+def test_settings_that_mean_the_same_are_the_same(tmp_path):
+    source = checkpoints.save("qwen2", tmp_path / "source")
+    convert(source, tmp_path / "out", verify=False)
+    file = tmp_path / "out" / "config.json"
+    config = json.loads(file.read_text())
+    assert config["sliding_layers"]
+    config["sliding_layers"] = config["sliding_layers"][::-1] * 2
+    config["rope_parameters"]["partial_rotary_factor"] = 1.0
+    file.write_text(json.dumps(config))
+    assert verify(source, tmp_path / "out")["max_abs_logit_difference"] == 0.0
+    convert_to_source(tmp_path / "out", tmp_path / "back", verify=False)
+    config["sliding_layers"] = config["sliding_layers"][:1]
+    file.write_text(json.dumps(config))
+    with pytest.raises(VerificationError, match="says sliding_layers="):
+        verify(source, tmp_path / "out")
+
+
+def test_that_nothing_could_be_controlled_is_said(tmp_path, nexus):
+    source = checkpoints.llama(tmp_path / "source", num_attention_heads=1, num_key_value_heads=1)
+    status, output, _ = nexus("convert", source, tmp_path / "out", "--order", "1")
+    assert (
+        status == 0 and "Negative controls, which must differ: none, as there is no gate, and one head only." in output
+    )

@@ -132,7 +132,8 @@ def finished_report(out: Path, opened: Checkpoint, options: dict[str, Any]) -> d
             name: description["bytes"] for name, description in made_of.items()
         }
         same = same and all(is_described(each) for each in (*files.values(), *made_of.values()))
-        same = same and isinstance(report["model"].get("gates", 0), int) and isinstance(report["model"]["parameters"], int)
+        counted = report["model"].get("gates", 0), report["model"]["parameters"]
+        same = same and all(isinstance(count, int) for count in counted)
     except (CheckpointError, KeyError, TypeError, AttributeError):
         return None  # no report, or one of another version, or one that somebody has edited
     if not same:

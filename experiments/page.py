@@ -17,8 +17,9 @@ from pathlib import Path
 
 from common.report import fill
 
+from .quoted import figure, percent, summaries
 from .runs import ROOT
-from .tables import BLOCKS, evidence, figure, percent, summaries
+from .tables import BLOCKS, evidence
 
 REPOSITORY = ROOT.parent
 PAGES = [REPOSITORY / "RESULTS.md", *sorted((REPOSITORY / "docs" / "results").glob("*.md"))]
@@ -27,8 +28,8 @@ ORIGINS = re.compile(r"<!-- figures: (.+?) -->", re.DOTALL)
 NO_PROSE = re.compile(r"<!-- generated: [^<]*<!-- end -->|```.+?```|`[^`]*`|\]\([^)]*\)", re.DOTALL)
 # Percentages, decimals, numbers like 1,000 and 3e-3, and whatever has a range after it.
 FIGURE = re.compile(
-    r"(?<![\w.,+-])[+-]?(?:\d+ ?%|\d+\.\d+(?!\w)|\d{1,3}(?:,\d{3})+|\d+e-\d+|\d+(?= \(\S+ to \S+\)))"
-    r"(?: \([^\s()]+ to [^\s()]+\))?"
+    r"(?<![\w.,+-])[+-]?(?:\d+\s*%|\d+\.\d+(?!\w)|\d{1,3}(?:,\d{3})+|\d+e-\d+|\d+(?=\s+\(\S+\s+to\s+\S+\)))"
+    r"(?:\s+\([^\s()]+\s+to\s+[^\s()]+\))?"
 )
 
 
@@ -44,7 +45,8 @@ def wrong_figures(text: str, summary: dict) -> tuple[list[str], int, list[str]]:
         *pieces, rest = ORIGINS.split(paragraph)
         without += FIGURE.findall(rest)
         for prose, named in zip(pieces[::2], pieces[1::2], strict=True):
-            written, origins = FIGURE.findall(prose), [" ".join(origin.split()) for origin in named.split(";")]
+            written = [" ".join(each.split()) for each in FIGURE.findall(prose)]
+            origins = [" ".join(origin.split()) for origin in named.split(";")]
             count += len(written)
             if len(written) != len(origins):
                 wrong.append(f"{len(written)} figures, {', '.join(written)}, but {len(origins)} origins, {named!r}")

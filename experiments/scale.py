@@ -34,6 +34,7 @@ STEPS = 400  # of the standard model
 SEEDS = [0, 1, 2]
 STANDARD, FIRST, WINDOW, NEAR = "standard", "first layer", "first layer, window 16", "standard, first layer sees 16"
 SEES_16 = {"sliding_window": 16, "sliding_layers": [0]}  # the whole first layer: the rival of a window of inner levels
+NO_SCALE = {"inner_scale": False}  # the paper mentions none
 # Layers that are nested, and further fields: Eq. 12 without W_O and with the scale, unless these say otherwise.
 NESTED = {
     STANDARD: (0, {}),
@@ -44,6 +45,9 @@ NESTED = {
     "first layer, sees 16": (1, SEES_16),
     "first two layers": (2, {}),
     "all layers": (None, {}),
+    "first layer, no scale": (1, NO_SCALE),
+    "first layer, window 16, no scale": (1, {"inner_window": 16, **NO_SCALE}),
+    "first layer, window 16, separate": (1, {"inner_window": 16, "inner_attention": "separate"}),
 }
 FEW = [STANDARD, WINDOW, FIRST]
 # In this order: corpus, size, times as many steps, rows, and rates: None for those that were best before.

@@ -1,76 +1,16 @@
 """The tables of RESULTS.md, docs/results/*.md and the model card, from the committed results."""
 
-import json
-from functools import cache, partial
+from functools import partial
 
 from common.report import table
 
-from .runs import RESULTS, grouped
-
-TITLES = {
-    "scale": "Does the gain last?",
-    "recall": "One layer, several hops",
-    "hops": "Pointer chasing",
-    "rank": "What a logit can depend on",
-    "language": "Language modelling, with W_O",
-    "forms": "Which form is the default",
-    "window": "How far inner levels have to see",
-    "chains": "Where nesting should pay",
-    "encoder": "In an encoder",
-    "retrofit": "Retrofit of SmolLM2-135M",
-}
-TRIED = "**not run**, tried out at toy size"
-NOT_RUN = {"arms": "The paper's Table 2, in small", "retrofit_forms": "Retrofit in the paper's form, and in Eq. 12"}
-
-
-def percent(spread: dict | float) -> str:
-    """A share as a percentage; of several seeds the mean, and from the worst to the best where they differ."""
-    if not isinstance(spread, dict):
-        return f"{100 * spread:.0f} %"
-    low, high = 100 * spread["min"], 100 * spread["max"]
-    return f"{100 * spread['mean']:.0f} %" + (f" ({low:.0f} to {high:.0f})" if high - low >= 1 else "")
-
-
-def figure(spread: dict | float, digits: int = 3, sign: str = "-") -> str:
-    """A number, positive ones too with a sign of "+"; of several seeds the mean, and the extremes where they differ."""
-    if not isinstance(spread, dict):
-        return f"{spread:{sign},.{digits}f}"
-    mean, low, high = (f"{spread[name]:{sign},.{digits}f}" for name in ("mean", "min", "max"))
-    return mean if low == high else f"{mean} ({low} to {high})"
-
-
-@cache
-def reports() -> dict[str, dict]:
-    return {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in TITLES}
-
-
-@cache
-def summaries() -> dict[str, dict]:
-    """Those of the experiments, by what the pages quote, and two things more."""
-    found = {name: dict(report["summary"]) for name, report in reports().items() if name != "forms"}
-    marker = found["rank"]["marker"]
-    found["rank"]["marker"] = {f"{row['variant']}, {row['width']} wide, {row['length']} tokens": row for row in marker}
-    found["forms"] = {form_name(row): row for row in reports()["forms"]["summary"]}
-    found["retrofit"]["widest gate"] = {
-        corpus: {
-            trained: max(max(gates) for gates in methods[f"order 2, {trained}"]["scalars"].values())
-            for trained in ("everything", "gates")
-        }
-        for corpus, methods in found["retrofit"]["results"].items()
-    }
-    return found
-
-
-def times(relative: float) -> str:
-    return f"{relative:.2f} x"
+from . import loss_tables
+from .quoted import NOT_RUN, TITLES, TRIED, figure, percent, reports, summaries, times
+from .runs import grouped
 
 
 def costs(row: dict) -> list[str]:
     return [f"{row['learning_rate']:g}", f"{row['parameters']:,}", times(row["relative_compute"])]
-
-
-def best_first(models: dict[str, dict]) -> list[tuple[str, dict]]:
-    return sorted(models.items(), key=lambda item: item[1]["bits_per_byte"]["mean"])
 
 
 def state() -> str:
@@ -118,39 +58,6 @@ def marker() -> str:
     return table("| answers right | width | 16 tokens | 64 tokens | parameters | training FLOPs |", rows)
 
 
-def language(stage: str) -> str:
-    rows = []
-    for name, row in best_first(summaries()["language"][stage]):
-        cost = [f"{row['parameters']:,}", row["steps"], times(row["relative_compute"])]
-        rows.append([name, figure(row["bits_per_byte"]), f"{row['learning_rate']:.2g}", *cost])
-    return table("| model | held-out bits per byte | rate | parameters | steps | training FLOPs |", rows)
-
-
-def nestings() -> str:
-    compute, steps = (summaries()["language"][f"map, equal {each}"] for each in ("compute", "steps"))
-    rows = [
-        [name, *(figure(each["bits_per_byte"]["mean"]) for each in (row, steps[name]))]
-        for name, row in best_first(compute)
-    ]
-    return table("| orders of the layers | equal compute | equal steps |", rows)
-
-
-def form_name(row: dict) -> str:
-    """ "Eq. 12, all layers" of a language model; of recall, which has one layer, "recall, Eq. 12"."""
-    if row["task"] == "recall":
-        return f"recall, {row['form']}"
-    return row["form"] + {0: "", 1: ", first layer"}.get(row["nested"], ", all layers")
-
-
-def forms() -> str:
-    found = {name: row for name, row in summaries()["forms"].items() if row["task"] == "language"}
-    rows = [
-        [name, figure(row["bits_per_byte"]), f"{row['learning_rate']:g}", f"{row['parameters']:,}", row["steps"]]
-        for name, row in best_first(found)
-    ]
-    return table("| model | held-out bits per byte, equal compute | rate | parameters | steps |", rows)
-
-
 def recalled_forms() -> str:
     rows = [
         [row["form"], *(percent(row["accuracy"][size]) for size in ("8", "32")), f"{row['learning_rate']:g}"]
@@ -158,14 +65,6 @@ def recalled_forms() -> str:
         if row["task"] == "recall"
     ]
     return table("| answers right | 8 pairs | 32 pairs | rate |", rows)
-
-
-def windows() -> str:
-    rows = [
-        [name, figure(row["bits_per_byte"]), f"{row['learning_rate']:g}", row["steps"]]
-        for name, row in summaries()["window"]["language"].items()
-    ]
-    return table("| inner levels see | held-out bits per byte, equal compute | rate | steps |", rows)
 
 
 def answers_by_window() -> str:
@@ -181,28 +80,6 @@ def hops_by_window() -> str:
     found = summaries()["window"]["hops"]
     rows = [[name, *(percent(row["accuracy"][hops]) for hops in ("1", "2", "3"))] for name, row in found.items()]
     return table("| answers right | 1 hop | 2 hops | 3 hops |", rows)
-
-
-def scale() -> str:
-    rows = []
-    for stage, models in summaries()["scale"].items():
-        for row, found in models.items():
-            gain = figure(found["gain"]["bits_per_byte"], sign="+") if "gain" in found else ""
-            rows.append(
-                [stage, row, figure(found["bits_per_byte"]), gain, f"{found['learning_rate']:g}", found["steps"]]
-            )
-    head = "| equal compute | nested | held-out bits per byte | gain over standard, seed by seed | rate | steps |"
-    return table(head, rows)
-
-
-def repeated_pairs() -> str:
-    rows = [
-        [stage, row, *(figure(found["gain"][name], 2, "+") for name in ("bits_repeated", "bits_new"))]
-        for stage, models in summaries()["scale"].items()
-        for row, found in models.items()
-        if "gain" in found
-    ]
-    return table("| gain in bits per token | nested | of tokens that repeat a pair | of all others |", rows)
 
 
 def chains(task: str) -> str:
@@ -221,44 +98,6 @@ def encoder(task: str) -> str:
     ]
     measured = "answers right" if task == "facts" else "held-out bits per masked token"
     return table(f"| equal compute | {measured} | rate | steps | parameters |", rows)
-
-
-def gates() -> str:
-    found = json.loads((RESULTS / "gates.json").read_text())["summary"]
-    rows = [[form, *map(figure, losses.values())] for form, losses in found.items() if form != "source"]
-    return table("| all gates at | 0.02 | 0.05 | 0.1 |", rows)
-
-
-def rates(stage: str) -> str:
-    found = summaries()["language"][stage]
-    names = list(next(iter(found.values())))
-    head = " | ".join(f"{float(name):.2g}" for name in names)
-    rows = [[name, *map(figure, row.values())] for name, row in found.items()]
-    return table(f"| bits per byte at a rate of | {head} |", rows)
-
-
-def retrofit(corpus: str) -> str:
-    before, methods = (summaries()["retrofit"][key][corpus] for key in ("before", "results"))
-    base = methods["source, everything"]["training_flops"]
-    answers = "mean_accuracy" in before
-    rows = [["nothing", figure(before["loss"]), *([percent(before["mean_accuracy"])] if answers else []), *[""] * 5]]
-    for name, row in methods.items():
-        few = {1: " (one seed)", 2: " (two seeds)", 3: ""}[row["loss"]["seeds"]]
-        used = [f"{row[rate]:.2g}" for rate in ("learning_rate", "scalar_learning_rate") if row[rate] is not None]
-        cells = [figure(row["loss"]), *([percent(row["mean_accuracy"])] if answers else []), figure(row["forgotten"])]
-        cells += ["; ".join(used), f"{row['trained_parameters']:,}", row["steps"], times(row["training_flops"] / base)]
-        rows.append([name + few, *cells])
-    right = " answers right |" if answers else ""
-    head = f"| trained | held-out loss |{right} forgotten | rate | trained parameters | steps | training FLOPs |"
-    return table(head, rows)
-
-
-def comparisons() -> str:
-    rows = [
-        [f"{each['nested']} less {each['rival']}", each["corpus"], each["at"], figure(each["loss"], sign="+")]
-        for each in summaries()["retrofit"]["comparisons"]
-    ]
-    return table("| nested less rival, seed by seed | on | at | held-out loss |", rows)
 
 
 def evidence() -> str:
@@ -292,21 +131,25 @@ BLOCKS = {
     "hops": partial(answers, "hops", "models", {"1": "1 hop", "2": "2 hops", "3": "3 hops"}),
     "ranks": ranks,
     "marker": marker,
-    **{stage: partial(language, stage) for stage in ("ablation", "finalists", "longer", "larger")},
-    "map": nestings,
-    "forms": forms,
+    **{stage: partial(loss_tables.language, stage) for stage in ("ablation", "finalists", "longer", "larger")},
+    "map": loss_tables.nestings,
+    "forms": loss_tables.forms,
     "recall of the forms": recalled_forms,
-    "windows": windows,
+    "windows": loss_tables.windows,
     "answers by window": answers_by_window,
     "hops by window": hops_by_window,
-    "scale": scale,
-    "repeated pairs": repeated_pairs,
+    "scale": loss_tables.scale,
+    "repeated pairs": loss_tables.repeated_pairs,
+    "arms": loss_tables.arms,
     **{task: partial(chains, task) for task in ("assignments", "moves", "two hops")},
     "masked facts": partial(encoder, "facts"),
     "masked text": partial(encoder, "text"),
-    "gates": gates,
-    **{stage: partial(rates, stage) for stage in (f"{size}learning rates" for size in ("", "longer, ", "larger, "))},
-    "Shakespeare": partial(retrofit, "Shakespeare"),
-    "reasoning": partial(retrofit, "reasoning"),
-    "comparisons": comparisons,
+    "gates": loss_tables.gates,
+    **{
+        stage: partial(loss_tables.rates, stage)
+        for stage in (f"{size}learning rates" for size in ("", "longer, ", "larger, "))
+    },
+    "Shakespeare": partial(loss_tables.retrofit, "Shakespeare"),
+    "reasoning": partial(loss_tables.retrofit, "reasoning"),
+    "comparisons": loss_tables.comparisons,
 }

@@ -11,7 +11,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from experiments import arms, chains, encoder, gates, hops, language, page, rank, recall, scale, tables
+from experiments import arms, chains, encoder, gates, hops, language, page, quoted, rank, recall, scale
 from experiments.models import build, parameters, training_flops
 from experiments.runs import Experiment
 
@@ -39,7 +39,7 @@ def test_nothing_is_left_to_make_of_the_committed_results(name, tmp_path, capsys
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(gates, "convert", lambda name, folder: None)  # needed by runs only
     monkeypatch.setattr(Experiment, "make", lambda self, stage, missing: pytest.fail(f"{stage} lacks {missing}"))
-    committed = tables.RESULTS / f"{name}.json"
+    committed = quoted.RESULTS / f"{name}.json"
     shutil.copy(committed, tmp_path)
     run(name, tmp_path, quick=False)
     stages = [line for line in capsys.readouterr().out.splitlines() if " runs, " in line]
@@ -54,9 +54,9 @@ def test_an_unknown_experiment_is_named():
     assert "no experiment 'nonsense'; there are scale, recall" in process.stderr
 
 
-@pytest.mark.parametrize("name", tables.TITLES)
+@pytest.mark.parametrize("name", quoted.TITLES)
 def test_committed_results_keep_to_their_budget(name):
-    report = tables.reports()[name]
+    report = quoted.reports()[name]
     assert report["budget_cpu_hours"] == importlib.import_module(f"experiments.{name}").BUDGET
     assert report["cpu_hours"] <= 1.2 * report["budget_cpu_hours"]
     assert report["cpu_hours"] == pytest.approx(sum(run["cpu_seconds"] for run in report["runs"]) / 3600, abs=1e-3)

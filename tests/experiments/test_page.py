@@ -6,7 +6,7 @@ import re
 import pytest
 
 from common.report import GENERATED, fill
-from experiments import page, tables
+from experiments import page, quoted, tables
 from experiments.page import FIGURE, NO_PROSE, ORIGINS, wrong_figures
 
 README = page.REPOSITORY / "README.md"
@@ -51,7 +51,7 @@ def test_a_changed_digit_is_noticed(path):
 
 
 def test_the_readme_quotes_the_results():
-    wrong, count, _ = wrong_figures(README.read_text(encoding="utf-8"), tables.summaries())
+    wrong, count, _ = wrong_figures(README.read_text(encoding="utf-8"), quoted.summaries())
     assert wrong == []
     assert count > 0, "after a paragraph that quotes results: <!-- figures: ... -->, see experiments/page.py"
 
@@ -61,6 +61,7 @@ def test_figures_without_an_origin_are_found():
     results = {"a": {"b, c": spread, "share": 0.25, "rate": 0.003, "size": 1234}}
     text = "1.50 (1.25 to 1.75), 1.5, 25 %, 3e-3, 1,234, 0.03<!-- figures: a/b, c; a/b, c;\n a/share; a/rate; a/size;"
     assert wrong_figures(f"{text} setting -->", results) == ([], 6, [])
+    assert wrong_figures("1.50\n(1.25\nto 1.75), 25\n%<!-- figures: a/b, c; a/share -->", results) == ([], 2, [])
     assert wrong_figures(f"{text} setting --> but 7.5", results) == ([], 6, ["7.5"])
     assert wrong_figures("In SmolLM2-135M, `0.5`, [half](1.5) of Qwen2.5-1.5B, 64 tokens.", results) == ([], 0, [])
     (wrong,) = wrong_figures("1.6<!-- figures: a/b, c -->", results)[0]
@@ -73,11 +74,11 @@ def test_figures_without_an_origin_are_found():
 
 
 def test_percent_and_figure():
-    assert tables.percent({"mean": 0.5, "min": 0.25, "max": 0.75, "seeds": 3}) == "50 % (25 to 75)"
-    assert tables.percent({"mean": 0.999, "min": 0.998, "max": 1.0, "seeds": 3}) == "100 %"
-    assert tables.percent(0.25) == "25 %"
-    assert tables.figure({"mean": 1.5, "min": 1.25, "max": 1.75, "seeds": 3}, 2) == "1.50 (1.25 to 1.75)"
-    assert tables.figure(1.23456) == "1.235"
+    assert quoted.percent({"mean": 0.5, "min": 0.25, "max": 0.75, "seeds": 3}) == "50 % (25 to 75)"
+    assert quoted.percent({"mean": 0.999, "min": 0.998, "max": 1.0, "seeds": 3}) == "100 %"
+    assert quoted.percent(0.25) == "25 %"
+    assert quoted.figure({"mean": 1.5, "min": 1.25, "max": 1.75, "seeds": 3}, 2) == "1.50 (1.25 to 1.75)"
+    assert quoted.figure(1.23456) == "1.235"
 
 
 # What the pages say of the results as a whole.
@@ -94,13 +95,13 @@ def spreads(summary):
 
 @pytest.mark.parametrize("name", ["recall", "hops", "rank", "language"])
 def test_the_committed_results_have_three_seeds_of_every_model(name):
-    report = json.loads((tables.RESULTS / f"{name}.json").read_text())
+    report = json.loads((quoted.RESULTS / f"{name}.json").read_text())
     one_seed = {"map, equal compute", "map, equal steps"}  # and the page says so
     found = spreads({stage: value for stage, value in report["summary"].items() if stage not in one_seed})
     assert found and all(each["seeds"] == 3 for each in found)
 
 
 def test_the_rates_of_gates_that_the_pages_state():
-    text, tasks = (tables.summaries()["retrofit"]["results"][corpus] for corpus in ("Shakespeare", "reasoning"))
+    text, tasks = (quoted.summaries()["retrofit"]["results"][corpus] for corpus in ("Shakespeare", "reasoning"))
     best = {text[method]["scalar_learning_rate"] for method in ("order 2, everything", "order 2, gates")}
     assert best == {3e-3} and tasks["order 2, gates"]["scalar_learning_rate"] == 3e-2

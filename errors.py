@@ -66,13 +66,14 @@ def reason_of(error: BaseException | str) -> str:
 @contextmanager
 def told_as(kind: type[NexusError], sentence: str) -> Iterator[None]:
     """
-    Whatever a library raises in here is told as this sentence, in which {reason} stands for what it says. Of a value
-    that nobody expects, of YAML, of a template, which is a program, it raises errors of any kind. Ours stay what they
-    are.
+    Whatever a library raises in here is told as this sentence, in which {reason} stands for what it says, and {kind}
+    for the name of the exception. Of a value that nobody expects, of YAML, of a template, which is a program, it raises
+    errors of any kind. Ours stay what they are.
     """
     try:
         yield
     except NexusError:
         raise
     except Exception as error:
-        raise kind(sentence.replace("{reason}", reason_of(error))) from error
+        named = sentence.replace("{kind}", type(error).__name__)
+        raise kind(named.replace("{reason}", reason_of(error))) from error

@@ -3,6 +3,7 @@ The edge of the `nexus` command: however it ends, the user reads one sentence at
 for, and what is printed is only text.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -13,6 +14,8 @@ from typing import TextIO
 
 from ..errors import NexusError, reason_of, shown
 from .printing import print_json
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk; such errors name no file
 
 
 def run(command: Callable[[], object]) -> None:
@@ -43,12 +46,15 @@ def outcome(command: Callable[[], object], debug: bool) -> object:
         if debug:
             for line in "".join(traceback.format_exception(error)).splitlines():
                 complain(shown(line))
-        message = str(error) if isinstance(error, NexusError) else unforeseen(error)
-        return fail(message)
+        return fail(sentence(error))
     return 0
 
 
-def unforeseen(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
+    if isinstance(error, NexusError):
+        return str(error)
+    if isinstance(error, OSError) and (error.filename or error.errno in FULL):
+        return shown(f"{error.filename or 'A file'}: cannot be read or written ({reason_of(error)}).")
     return shown(
         f"this was not foreseen: {type(error).__name__} ({reason_of(error)}). Run it again with --debug to see where "
         "it happened, and report that."

@@ -123,8 +123,8 @@ def nexus_config(source: Source, nesting: Nesting, dtype: torch.dtype | None) ->
             f"--order: {len(order)} orders were given, but {source.label} has {fields['num_layers']} layers. Give one "
             "order per layer, or one number for all."
         )
+    decoder = source.decoder_config(fields)
     with told_as(ConversionError, f"{source.label}: does not make a Nexus model: {{reason}}."):
-        decoder = NexusConfig(**fields, attention_order=1)
         config = NexusConfig(**fields, **nesting.config_fields(decoder), dtype=dtype or source.dtype)
     config.architectures = [source.family.architecture]
     return config

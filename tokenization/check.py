@@ -153,7 +153,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{file}: is not valid JSON ({reason_of(error)}).") from error
     if not isinstance(content, dict):
         raise TokenizerError(f"{file}: is not a JSON object.")

@@ -28,7 +28,7 @@ def download(repo_id: str, revision: str | None, headers_only: bool = False) -> 
     patterns = OTHERS if headers_only else WEIGHTS + OTHERS
     try:
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, ignore_patterns=UNREAD))
-        weights, commit = weight_files(folder), folder.name
+        weights, commit = weight_files(folder, repo_id), folder.name
         if not all((folder / name).exists() for name in weights):  # else nothing need be asked of the Hub
             check_weights(repo_id, commit, weights)
             folder = with_headers(repo_id, folder, weights) if headers_only else folder
@@ -50,11 +50,14 @@ def download(repo_id: str, revision: str | None, headers_only: bool = False) -> 
         raise CheckpointError(f"{repo_id}: could not be downloaded from the Hub ({reason_of(error)}).") from error
 
 
-def weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path, repo_id: str) -> list[str]:
     """Those that the index names; without one, the single file."""
     if not (folder / INDEX_FILE).exists():
         return [SINGLE_FILE]
-    return sorted(set(read_weight_map(folder / INDEX_FILE).values()))
+    try:
+        return sorted(set(read_weight_map(folder / INDEX_FILE).values()))
+    except CheckpointError as error:  # the user knows no folder
+        raise CheckpointError(str(error).replace(str(folder), repo_id)) from error
 
 
 def check_weights(repo_id: str, commit: str, names: list[str]) -> None:

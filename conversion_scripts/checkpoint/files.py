@@ -5,8 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,8 @@ LICENCE_FILES = [
     f"*{''.join(f'[{letter.lower()}{letter}]' for letter in word)}*"
     for word in ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 ]
-# Endings of what is no text of a licence, whatever its name: nobody loses a classifier of licences.
-NO_LICENCE = tuple(
-    f".{each}" for each in "py json jsonl csv tsv parquet safetensors bin pt pth ckpt gguf npz pkl zip gz".split()
-)
+# Endings of texts, beside versions as in LICENSE-2.0. Nobody loses a classifier of licences.
+TEXTS = ("", *(f".{each}" for each in "md txt rst html htm pdf rtf doc docx tex license licence notice".split()))
 # Of ROOT; they travel along.
 CODE_FILES = ["attention_nexus.py", "configuration_nexus.py", "inputs_nexus.py", "modeling_nexus.py"]
 # Of a model folder, as patterns. Nothing else is published, and a folder with anything else is not replaced: nobody
@@ -44,15 +41,6 @@ WEIGHT_FILES = [SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors"]
 LEFT_BY_A_KILL = ".*.new"  # by `write_text`
 READ_WHOLE = ("config.json", INDEX_FILE, REPORT_FILE, CARD_FILE, *CARRIED_FILES)
 LARGEST = 256 << 20  # bytes of one that is read whole; tokenizer.json of the largest vocabularies has 35 MB
-
-
-@contextmanager
-def failures_of_reading(label: object) -> Iterator[None]:
-    """What the system refuses to read, as one sentence; `label` if it names no file."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or label}: cannot be read ({reason_of(error)}).") from error
 
 
 def read_json(file: Path, hint: str = "download the checkpoint again") -> dict[str, Any]:
@@ -113,7 +101,8 @@ def is_one_of(name: str, patterns: Iterable[str]) -> bool:
 
 
 def is_licence(name: str) -> bool:
-    return is_one_of(name, LICENCE_FILES) and not name.lower().endswith(NO_LICENCE)
+    ending = Path(name).suffix.lower()
+    return is_one_of(name, LICENCE_FILES) and (ending in TEXTS or ending[1:].isdigit())
 
 
 def is_model_file(name: str) -> bool:

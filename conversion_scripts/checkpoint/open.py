@@ -16,7 +16,7 @@ from ..families import Family, family_of
 from ..families.wrapped import WRAPPERS, language_model, name_in_language_model, raw_language_model
 from .code import check_config
 from .download import download
-from .files import CARD_FILE, check_file, check_files, failures_of_reading, is_gguf, read_json
+from .files import CARD_FILE, check_file, check_files, is_gguf, read_json
 from .gguf import read_gguf
 from .place import expanded
 from .weights import ADAPTER_FILE, Checkpoint, no_weights, open_checkpoint
@@ -51,12 +51,18 @@ class Source(Checkpoint):
         The decoder fields of the Nexus config, of which some families have a few in their weights. Raises `NexusError`
         if config.json says what makes none.
         """
-        useless = f"{self.label}: config.json: a setting is of no use ({{reason}}); download the checkpoint again."
+        useless = (
+            f"{self.label}: config.json: a setting is of no use ({{kind}}: {{reason}}); download the checkpoint again."
+        )
         with told_as(ConversionError, useless):  # one of a type that nobody expects
             fields = self.family.nexus_config(self.raw_config, self.config)
-        with told_as(ConversionError, f"{self.label}: does not make a Nexus model: {{reason}}."):
-            config = NexusConfig(**fields, attention_order=1)
+        config = self.decoder_config(fields)
         return fields | {name: read(self, config) for name, read in self.family.in_weights.items()}
+
+    def decoder_config(self, fields: dict[str, Any]) -> NexusConfig:
+        """Of order 1. Raises `ConversionError`."""
+        with told_as(ConversionError, f"{self.label}: does not make a Nexus model: {{reason}}."):
+            return NexusConfig(**fields, attention_order=1)
 
 
 @dataclass(kw_only=True)
@@ -82,16 +88,15 @@ def open_source(model: str | Path, revision: str | None = None, headers_only: bo
     `headers_only`: do not download the weights of a Hub id, only their names, dtypes and shapes. Raises
     `CheckpointError` for anything that cannot be read as a checkpoint of a causal language model.
     """
-    with failures_of_reading(model):
-        place, revision = locate(str(model), revision, headers_only)
-        named = revision is not None or place.name not in ("", "..")  # "." is no name for a card
-        return open_place(str(model) if named else str(place.resolve()), place, revision)
+    place, revision = locate(str(model), revision, headers_only)
+    named = revision is not None or place.name not in ("", "..")  # "." is no name for a card
+    return open_place(str(model) if named else str(place.resolve()), place, revision)
 
 
 def open_place(label: str, place: Path, revision: str | None) -> Source:
     """`place` and `revision`: from `locate`."""
     if place.is_file():
-        check_file(place.parent / CARD_FILE)  # what else is there is none of ours
+        check_file(place.parent / CARD_FILE)  # and licences; what else is there is of other models
         return open_gguf(label, place)
     check_files(place)
     gguf_files = sorted(filter(is_gguf, place.iterdir()))
@@ -114,13 +119,12 @@ def open_nexus(folder: Path, label: str | None = None, revision: str | None = No
         `CheckpointError`: it is no Nexus model. Whether it has the right tensors is what `check_tensors` says.
     """
     label = label or str(folder)
-    with failures_of_reading(label):
-        if not folder.is_dir():
-            raise CheckpointError(
-                f"{label}: no such folder. Give that of a Nexus model; one on the Hub, download first."
-            )
-        check_files(folder)
-        raw = read_json(folder / "config.json", "a Nexus model has one")
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{label}: no such folder. Give the folder of a Nexus model; download one from the Hub first."
+        )
+    check_files(folder)
+    raw = read_json(folder / "config.json", "a Nexus model has one")
     if raw.get("model_type") != "nexus":
         raise CheckpointError(
             f"{label}: is not a Nexus model (model_type={raw.get('model_type')!r}). Convert it first: nexus convert "
@@ -157,7 +161,8 @@ def open_safetensors(label: str, folder: Path, revision: str | None) -> Source:
     said = raw_language_model(raw_config) if wrapper else raw_config
     if said.get("model_type") == "nexus":
         raise CheckpointError(
-            f"{label}: is a Nexus model already. Give the standard checkpoint first; to convert back, pass --to-source."
+            f"{label}: is a Nexus model already. Give a standard checkpoint as SOURCE, or convert this one back with "
+            "nexus convert --to-source."
         )
     family = family_of(said.get("model_type"), f"{folder / 'config.json'}: model_type=")
     checkpoint = open_checkpoint(label, folder, revision, said)
@@ -233,7 +238,7 @@ def open_gguf(label: str, file: Path) -> Source:
         [file],
         {name: tensor.to("meta") for name, tensor in tensors.items()},
         tensors,
-        family=family_of(model.config.model_type),
+        family=family_of(model.config.model_type, f"{file}: model_type="),
         config=model.config,
         gguf_file=file.name,
         generation_config=model.generation_config,

@@ -201,19 +201,19 @@ def discard(folder: Path) -> None:
 
 @contextmanager
 def failures_of_writing(out: Path) -> Iterator[None]:
-    """A full or read-only disk as one sentence; and what is read on the way, and may not be."""
+    """A full or read-only disk as one sentence. What is read on the way, and may not be, is another matter."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         work = work_folder(out)
+        if isinstance(error, PermissionError) and is_elsewhere(error.filename, out, work):
+            raise
         left = f"What is left is in {work}" if os.path.lexists(work) else "Nothing was left behind"
-        file = getattr(error, "filename", None)
-        if isinstance(error, PermissionError) and isinstance(file, str) and not overlap(file, out, work):
-            raise CheckpointError(f"{file}: cannot be read ({reason_of(error)}). {left}.") from error
         raise CheckpointError(f"{out}: could not be written ({reason_of(error)}). {left}.") from error
 
 
-def overlap(file: str, *folders: Path) -> bool:
-    """Whether the file is one of these folders, or lies in one, or one of them in it."""
-    path = Path(file)
-    return any(path.is_relative_to(folder) or folder.is_relative_to(path) for folder in folders)
+def is_elsewhere(file: str | None, *folders: Path) -> bool:
+    """Whether this is none of these folders, and neither lies in one nor holds one."""
+    return file is not None and not any(
+        Path(file).is_relative_to(folder) or folder.is_relative_to(file) for folder in folders
+    )

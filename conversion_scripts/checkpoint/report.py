@@ -13,10 +13,22 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ...modeling_nexus import is_gate
-from ...tokenization.carry_over import CARRIED_FILES
+from ...tokenization.carry_over import CARRIED_FILES, CHAT_TEMPLATES
 from ..progress import bytes_bar
 from .added import is_nesting
-from .files import CARD_FILE, INDEX_FILE, LEFT_BY_A_KILL, REPORT_FILE, is_complete, is_gguf, licences, read_json, sha256
+from .files import (
+    CARD_FILE,
+    INDEX_FILE,
+    LEFT_BY_A_KILL,
+    REPORT_FILE,
+    is_complete,
+    is_gguf,
+    is_licence,
+    is_one_of,
+    licences,
+    read_json,
+    sha256,
+)
 from .output import Resume
 from .place import free_space
 from .shards import Planned, shard_layout, total_bytes
@@ -70,14 +82,17 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), "platform": platform.platform(), **packages}
 
 
-def source_files(opened: Checkpoint) -> list[Path]:
-    names = () if is_gguf(opened.files[0]) else SOURCE_FILES  # those beside a GGUF file are of other models
-    others = [opened.folder / name for name in names] + licences(opened.folder)
-    return opened.files + [file for file in others if file.is_file() and file not in opened.files]
+def source_files(opened: Checkpoint) -> dict[str, Path]:
+    """By their paths in the folder: the weights, and what is read or carried over beside them."""
+    others = licences(opened.folder)
+    if not is_gguf(opened.files[0]):  # beside which the files are of other models
+        others += [opened.folder / name for name in SOURCE_FILES] + sorted(opened.folder.glob(CHAT_TEMPLATES))
+    files = dict.fromkeys([*opened.files, *filter(Path.is_file, others)])
+    return {file.relative_to(opened.folder).as_posix(): file for file in files}
 
 
 def source_bytes(opened: Checkpoint) -> int:
-    return sum(file.stat().st_size for file in source_files(opened))
+    return sum(file.stat().st_size for file in source_files(opened).values())
 
 
 def hash_source(opened: Checkpoint, advance: Callable[[int], None]) -> dict[str, dict[str, Any]]:
@@ -86,12 +101,12 @@ def hash_source(opened: Checkpoint, advance: Callable[[int], None]) -> dict[str,
     cache names large files by their hash.
     """
     described = {}
-    for file in source_files(opened):
-        described[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file, advance)}
+    for name, file in source_files(opened).items():
+        described[name] = {"bytes": file.stat().st_size, "sha256": sha256(file, advance)}
         blob = file.resolve().name
-        if opened.revision and len(blob) == 64 and blob != described[file.name]["sha256"]:
+        if opened.revision and len(blob) == 64 and blob != described[name]["sha256"]:
             raise CheckpointError(
-                f"{opened.label}: the downloaded {file.name} is damaged (its sha256 is not the Hub's). Delete "
+                f"{opened.label}: the downloaded {name} is damaged (its sha256 is not the Hub's). Delete "
                 f"{file.resolve()} and convert again."
             )
     return described
@@ -128,12 +143,11 @@ def finished_report(out: Path, opened: Checkpoint, options: dict[str, Any]) -> d
         if opened.revision is None:  # a path may be spelled otherwise; the hashes tell
             del described["name"]
         same = same and described.items() <= report["source"].items()
-        same = same and {file.name: file.stat().st_size for file in source_files(opened)} == {
+        same = same and {name: file.stat().st_size for name, file in source_files(opened).items()} == {
             name: description["bytes"] for name, description in made_of.items()
         }
         same = same and all(is_described(each) for each in (*files.values(), *made_of.values()))
-        counted = report["model"].get("gates", 0), report["model"]["parameters"]
-        same = same and all(isinstance(count, int) for count in counted)
+        same = same and all(isinstance(value, int | str) for value in printed(report))
     except (CheckpointError, KeyError, TypeError, AttributeError):
         return None  # no report, or one of another version, or one that somebody has edited
     if not same:
@@ -152,6 +166,13 @@ def finished_report(out: Path, opened: Checkpoint, options: dict[str, Any]) -> d
     return report
 
 
+def printed(report: dict[str, Any]) -> list[Any]:
+    """What is printed of every report."""
+    model = report["model"]
+    added = [model[name] for name in ("gates", "inner_parameters")] if "attention_order" in model else []
+    return [report["source"]["name"], model["parameters"], model["bytes"], model["dtype"], *added]
+
+
 def is_described(file: dict[str, Any]) -> bool:
     return type(file["bytes"]) is int and isinstance(file["sha256"], str)
 
@@ -160,9 +181,9 @@ def describe_plan(
     out: Path, opened: Checkpoint, plan: dict[str, Planned], options: dict[str, Any], licence: str | None
 ) -> dict[str, Any]:
     """What a conversion would do, for --dry-run. `licence`: what the source's card states."""
-    travel = {*CARRIED_FILES, *(file.name for file in licences(opened.folder))}
-    carried = [file.name for file in source_files(opened) if file.name in travel]
-    used = {file.name for file in source_files(opened)} | {CARD_FILE}
+    travel = [*CARRIED_FILES, CHAT_TEMPLATES]
+    carried = [name for name in source_files(opened) if is_one_of(name, travel) or is_licence(name)]
+    used = {name.split("/")[0] for name in source_files(opened)} | {CARD_FILE}
     unknown = [] if licence else ["the licence of the source"]
     if "tokenizer_config.json" not in carried and not is_gguf(opened.files[0]):
         unknown.append("its tokenizer")

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ...errors import CheckpointError, reason_of
-from .files import INDEX_FILE, SINGLE_FILE, read_json
+from .files import INDEX_FILE, SINGLE_FILE, is_one_of, read_json
 
 ADAPTER_FILE = "adapter_config.json"
 # Not training_args.bin and optimizer.pt, which Trainer writes beside weights
-PICKLED = ("pytorch_model*.bin", "model*.bin", "model*.pt", "model*.pth", "consolidated*.pt", "consolidated*.pth")
+PICKLED = ("pytorch_model*.bin", "model*.bin", "model*.pt", "consolidated*.pt", "*.pth")
 NOT_TOGETHER = "Weights and config do not belong together."
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -72,6 +71,8 @@ class Checkpoint:
             dtype := getattr(torch, said.removeprefix("torch."), None), torch.dtype
         ):
             return dtype
+        if not self.tensors:
+            raise unreadable(self, next(iter(self.unreadable))) if self.unreadable else no_tensors(self.label)
         dtypes = {self.stored_names.get(name, name): tensor.dtype for name, tensor in self.tensors.items()}
         for file in sorted(each for each in self.files if each.suffix == ".safetensors"):
             with opened_shard(file) as shard:
@@ -118,6 +119,10 @@ def unreadable(checkpoint: Checkpoint, name: str) -> CheckpointError:
     )
 
 
+def no_tensors(label: str) -> CheckpointError:
+    return CheckpointError(f"{label}: its files hold no tensors; download the checkpoint again.")
+
+
 def check_depth(checkpoint: Checkpoint) -> None:
     """Before anything is made for every layer of which a config speaks: it may speak of a billion."""
     said = checkpoint.raw_config.get("num_hidden_layers", checkpoint.raw_config.get("num_layers"))
@@ -143,11 +148,6 @@ def shards_of_tensors(folder: Path) -> dict[str, Path]:
     if (folder / INDEX_FILE).exists():
         weight_map = read_weight_map(folder / INDEX_FILE)
         for file in sorted(set(weight_map.values())):
-            if Path(file).name != file:
-                raise CheckpointError(
-                    f"{folder / INDEX_FILE}: {file!r} does not lie beside it, and no other file is read. Move the "
-                    "shard there, and name it so."
-                )
             if not os.path.exists(folder / file):  # no error of a name that no file can have
                 raise CheckpointError(f"{folder}: lacks the shard {file}; download the checkpoint again.")
         return {name: folder / file for name, file in weight_map.items()}
@@ -166,6 +166,12 @@ def read_weight_map(index: Path) -> dict[str, str]:
         or not all(isinstance(each, str) for each in weight_map.values())
     ):
         raise CheckpointError(f"{index}: has no weight_map; download the checkpoint again.")
+    for file in weight_map.values():
+        if Path(file).name != file:
+            raise CheckpointError(
+                f"{index}: names the shard {file!r}, which does not lie beside it; only files beside the index are "
+                "read. Put the shard there, and correct the index."
+            )
     return weight_map
 
 
@@ -178,11 +184,11 @@ def two_sets(label: str) -> CheckpointError:
 
 def no_weights(label: str, names: list[str]) -> CheckpointError:
     """Why a folder or repository with these files has no weights to convert."""
-    if any(name.startswith("adapter_") for name in names):
+    if any(is_one_of(name, [ADAPTER_FILE, "adapter_model*"]) for name in names):
         return CheckpointError(
             f"{label}: holds an adapter only. Merge it into its base model (PEFT's merge_and_unload) and convert that."
         )
-    if any(fnmatchcase(name, pattern) for name in names for pattern in PICKLED):
+    if any(is_one_of(name, PICKLED) for name in names):
         return CheckpointError(
             f"{label}: has pickled weights only, which may run code when read. Load it with Transformers, save it "
             "with save_pretrained, which writes safetensors, and convert that."

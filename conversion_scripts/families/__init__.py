@@ -285,7 +285,7 @@ ALL = {each.MODEL_TYPE: Family(each.MODEL_TYPE, **each.RULES) for each in MODULE
 FAMILIES = {name: family for name, family in ALL.items() if name in CONFIG_MAPPING}  # that this Transformers has
 
 
-def family_of(model_type: Any, where: str = "model_type=") -> Family:
+def family_of(model_type: Any, where: str) -> Family:
     """
     Raises `ConversionError`, which says why or lists the known ones, if the architecture cannot be converted. `where`:
     what says it, for the message.

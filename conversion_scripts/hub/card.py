@@ -19,8 +19,13 @@ CARRIED = ("license_name", "license_link", "language", "datasets")  # as true of
 
 def source_card_data(folder: Path) -> ModelCardData:
     """What a card states that another one repeats; nothing if it is no valid card, and no licence then."""
+    file = folder / CARD_FILE
+    if not file.is_file():
+        return ModelCardData()
     try:
-        stated = ModelCard.load(folder / CARD_FILE, ignore_metadata_errors=True).data  # such as of an old model-index
+        stated = ModelCard.load(file, ignore_metadata_errors=True).data  # such as of an old model-index
+    except PermissionError:
+        raise
     except Exception:  # YAML is anything, and nobody has checked yet that it is what a card has
         return ModelCardData()
     values = {key: plain(key, stated.get(key)) for key in ("license", *CARRIED, "base_model")}
@@ -64,6 +69,8 @@ def card_of(folder: Path, source_data: ModelCardData, report: dict[str, Any]) ->
     name, is_hub_id = report["source"]["name"], report["source"]["revision"] is not None
     source_name = name if is_hub_id else Path(name).name
     data = card_data(source_data, report, source_name)
+    without_text = any(each.startswith("tokenizers") for each in report.get("verification", {}).get("skipped", []))
+    has_text = (folder / "tokenizer_config.json").exists() and not without_text
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -72,7 +79,7 @@ def card_of(folder: Path, source_data: ModelCardData, report: dict[str, Any]) ->
         placeholder=PLACEHOLDER,
         license_known=data.license != "unknown",
         evidence=EVIDENCE.read_text(encoding="utf-8").rstrip(),
-        text="real text and random tokens" if (folder / "tokenizer_config.json").exists() else "random tokens",
+        text="real text and random tokens" if has_text else "random tokens",
         **{key: value for key, value in report.items() if key not in data.to_dict()},
     )
 

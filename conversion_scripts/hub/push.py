@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, ModelInfo, errors
 from huggingface_hub.utils import logging, validate_repo_id
 
 from ...errors import HubError, NexusError, reason_of
-from ..checkpoint.files import MODEL_FILES, WEIGHT_FILES, failures_of_reading, is_one_of
+from ..checkpoint.files import MODEL_FILES, WEIGHT_FILES, is_one_of
 from ..printing import size
 from ..progress import console, quiet_when_piped
 from ..verification.isolated import run_isolated
@@ -55,8 +55,7 @@ def push(
     check_repo_id(repo_id)
     api = HfApi()
     with tempfile.TemporaryDirectory(prefix="nexus-push-") as stage:
-        with failures_of_reading(folder):
-            upload = prepare(Path(folder), repo_id, Path(stage), trust_remote_code)
+        upload = prepare(Path(folder), repo_id, Path(stage), trust_remote_code)
         check_temporary_space(upload)
         before = find_repository(api, repo_id, private)
         there = {sibling.rfilename for sibling in before.siblings or []} if before else set()

@@ -11,7 +11,7 @@ import psutil
 import torch
 import transformers
 
-from ...configuration_nexus import AUTO_MAP, TESTED_TRANSFORMERS, NexusConfig
+from ...configuration_nexus import AUTO_MAP, TESTED_TRANSFORMERS
 from ...errors import VerificationError
 from ...tokenization.carry_over import has_tokenizer
 from ..checkpoint.added import is_nesting
@@ -50,6 +50,7 @@ def verify(
         `VerificationError`: they are not the same function. The message says which tensor, or which layer and token,
             differs first.
         `CheckpointError`: one of them cannot be read, or `out` has code that may not be run.
+        `ConversionError`: the source's config.json makes no model.
     """
     out = Path(out)
     report_file = out / REPORT_FILE
@@ -84,7 +85,7 @@ def verify_opened(
 
 def compare_configs(source: Source, result: Nexus) -> None:
     """Every field that the function depends on. Many show in no short text: a window, say, or a rotary embedding."""
-    expected = NexusConfig(**source.nexus_fields(), attention_order=1)
+    expected = source.decoder_config(source.nexus_fields())
     wanted, actual = decoder_fields(expected), decoder_fields(result.config)
     for name, value in wanted.items():
         if actual[name] != value:
@@ -192,8 +193,8 @@ def compare_functions(
 
     figures = run_isolated("isolated_check.py", request, failure, seconds, prepare, HF_HUB_OFFLINE="1")
     if "exceeded" in figures:
-        named = figures["exceeded"].replace(request["target"], str(nexus.folder))
-        raise VerificationError(named.replace(request["source"], str(source.folder)))
+        named = figures["exceeded"].replace(f"{request['target']}/", f"{nexus.folder}/")
+        raise VerificationError(named.replace(f"{request['source']}/", f"{source.folder}/"))
     if figures.get("failed") == "source":
         raise VerificationError(
             f"{source.label}: Transformers itself cannot load and run the source ({figures['reason']}), so there is "

@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import reduce
 from importlib.metadata import version
+from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -360,6 +362,21 @@ def test_a_path_spelled_otherwise_is_the_same_source(llama_folder, tmp_path, mon
         assert convert(source, tmp_path / "out", verify=False)["unchanged"]
 
 
+def test_a_changed_chat_template_is_another_source(llama_folder, tmp_path):
+    source = Path(shutil.copytree(llama_folder, tmp_path / "source"))
+    (source / "additional_chat_templates").mkdir()
+    template = source / "additional_chat_templates" / "tools.jinja"
+    template.write_text("{{ messages[0].content }}")
+    plan = convert(source, tmp_path / "out", dry_run=True)
+    assert "additional_chat_templates/tools.jinja" in plan["carried_over"]
+    assert "additional_chat_templates" not in plan["left_behind"]
+    convert(source, tmp_path / "out", verify=False)
+    assert convert(source, tmp_path / "out", verify=False)["unchanged"]
+    template.write_text("{{ messages[0].role }}")
+    with pytest.raises(CheckpointError, match="not the one that this command would write"):
+        convert(source, tmp_path / "out", verify=False)
+
+
 def test_the_card_of_what_lies_here_names_its_folder(llama_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(llama_folder)
     convert(".", tmp_path / "out", verify=False)
@@ -384,10 +401,21 @@ def test_half_a_surrogate_in_a_tokenizer_s_config_stays_one(tmp_path):
     assert json.loads((tmp_path / "out" / file.name).read_text())["note"] == "\ud800"
 
 
-@pytest.mark.parametrize("part", [{"bytes": "x", "sha256": ""}, None, {"sha256": ""}], ids=str)
-def test_a_report_that_somebody_has_edited_is_not_taken_for_ours(part, model, llama_folder):
+@pytest.mark.parametrize(
+    ("where", "part"),
+    [
+        (("model", "files", "config.json"), {"bytes": "x", "sha256": ""}),
+        (("model", "files", "config.json"), None),
+        (("model", "files", "config.json"), {"sha256": ""}),
+        (("source", "name"), None),
+        *((("model", name), []) for name in ("gates", "inner_parameters", "parameters", "bytes", "dtype")),
+    ],
+    ids=str,
+)
+def test_a_report_that_somebody_has_edited_is_not_taken_for_ours(where, part, model, llama_folder):
     report = json.loads((model / "conversion_report.json").read_text())
-    report["model"]["files"]["config.json"] = part
+    *parents, last = where
+    reduce(getitem, parents, report)[last] = part
     (model / "conversion_report.json").write_text(json.dumps(report))
     with pytest.raises(CheckpointError, match="not the one that this command would write"):
         convert(llama_folder, model, verify=False)

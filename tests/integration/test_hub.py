@@ -138,6 +138,27 @@ def test_what_is_wrong_with_a_repository_is_said_of_its_id(files, reason, dry, h
     assert errors.startswith(f"error: someone/tiny: {reason}")
 
 
+@pytest.mark.parametrize("dry", [True, False], ids=["dry", "real"])
+@pytest.mark.parametrize(
+    ("index", "reason"),
+    [
+        ({}, "has no weight_map"),
+        (
+            {"weight_map": {"a": "part/b.safetensors"}},
+            "names the shard 'part/b.safetensors', which does not lie beside it",
+        ),
+    ],
+    ids=["no map", "folder"],
+)
+def test_an_index_that_is_of_no_use_is_named_by_its_repository(index, reason, dry, hub, nexus, tmp_path):
+    changed = hub.files("someone/tiny") | {"model.safetensors.index.json": json.dumps(index).encode()}
+    del changed["model.safetensors"]
+    hub.repositories["someone/tiny"].add_commit(changed)
+    status, _, errors = nexus("convert", "someone/tiny", tmp_path / "out", *["--dry-run"] * dry)
+    assert (status, errors.count("\n")) == (1, 1)
+    assert errors.startswith(f"error: someone/tiny/model.safetensors.index.json: {reason}")
+
+
 def test_what_lies_in_the_cache_needs_no_network(hub, nexus, tmp_path, monkeypatch):
     """Nor a copy of the weights, for a plan."""
     assert nexus("convert", "someone/tiny", tmp_path / "out", "--no-verify")[0] == 0

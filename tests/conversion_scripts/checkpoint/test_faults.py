@@ -221,6 +221,21 @@ FAULTS = {
         edit_weights(lambda t: [t.update({name: tensor.to(torch.float8_e4m3fn)}) for name, tensor in list(t.items())]),
         ["F8_E4M3", "Dequantize"],
     ),
+    "weights in such a dtype, and no dtype in the config": (
+        lambda source: (edit_config(dtype=None)(source), FAULTS["weights in a dtype of quantized models"][0](source)),
+        ["F8_E4M3", "Dequantize"],
+    ),
+    "no tensors": (
+        lambda source: (
+            edit_config(dtype=None, num_hidden_layers=0)(source),
+            save_file({}, source / "model.safetensors", metadata={"format": "pt"}),
+        ),
+        ["source"],
+    ),
+    "notes on an adapter": (
+        lambda source: (source / "model.safetensors").rename(source / "adapter_notes.md"),
+        ["has no weights"],
+    ),
     "what Trainer writes beside weights": (
         lambda source: (source / "model.safetensors").rename(source / "training_args.bin"),
         ["has no weights"],
@@ -415,12 +430,28 @@ def test_no_permission(what, llama_folder, nexus, as_nobody):
     if what != "output":
         (source / what).chmod(0o600)
     out = place / "out" if what == "output" else place / "writable" / "out"
-    named = {"output": f"{out}: ", "tokenizer.json": f"{source}: "}.get(what, str(source / what))
+    named = {"output": f"{out}: ", "tokenizer.json": f"{source}: ", "": f"{source}: "}
+    named = named.get(what, f"{source / what}: ")
     assert_one_sentence(*run("convert", source, out, "--no-verify"), [named, "ermission denied"])
     assert not out.exists()
     if what in ("model.safetensors", ""):
         result = run("verify", source, place / "writable" / "model")
-        assert_one_sentence(*result, [named, "cannot be read", "ermission denied"])
+        assert_one_sentence(*result, [named, "ermission denied"])
+
+
+@pytest.mark.parametrize("file", ["modeling_nexus.py", "config.json"])
+def test_no_permission_to_read_a_nexus_model(file, llama_folder, converted, nexus, as_nobody):
+    place, run = as_nobody
+    assert nexus("inspect", converted, "Hello", "--out", place / "page")[0] == 0  # all is imported by now
+    source, model = (
+        Path(shutil.copytree(each, place / name)) for each, name in ((llama_folder, "a"), (converted, "b"))
+    )
+    for each in (*source.iterdir(), *model.iterdir()):
+        each.chmod(0o644)
+    model.chmod(0o777)
+    (model / file).chmod(0o600)
+    for command in (["verify", source, model], ["inspect", model, "Hello"], ["convert", model, "out", "--to-source"]):
+        assert_one_sentence(*run(*command), [f"{model / file}: cannot be read", "ermission denied"])
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "README.md", "modeling_nexus.py", "tokenizer.json"])
@@ -429,7 +460,7 @@ def test_no_permission_to_read_what_is_pushed(file, converted, as_nobody, monkey
     monkeypatch.setenv("HF_TOKEN", "hf_dummy")  # nobody may not read root's
     model = Path(shutil.copytree(converted, place / "model"))
     (model / file).chmod(0o600)
-    assert_one_sentence(*run("push", model, "someone/nexus"), [file, "cannot be read (Permission denied)"])
+    assert_one_sentence(*run("push", model, "someone/nexus"), [f"{model / file}: cannot be read", "ermission denied"])
 
 
 def test_of_two_tensors_that_become_one_none_is_lost(tmp_path, nexus):

@@ -484,14 +484,14 @@ def test_an_unknown_activation_is_refused():
 def test_architectures_that_cannot_be_converted_say_why(model_type):
     AutoConfig.for_model(model_type)  # the name is one that Transformers knows
     with pytest.raises(ConversionError, match=f"model_type='{model_type}' cannot be converted: ") as refusal:
-        family_of(model_type)
+        family_of(model_type, "model_type=")
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("model_type", [None, "t5", ["llama"], 3])
 def test_other_architectures_are_refused_with_a_list_of_the_known(model_type):
     with pytest.raises(ConversionError, match=f"Known: {', '.join(sorted(FAMILIES))}\\."):
-        family_of(model_type)
+        family_of(model_type, "model_type=")
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,9 @@ def test_an_interrupted_push_shows_nothing_and_the_next_one_sends_the_rest_and_d
     """A model.safetensors of an earlier push would win over the new shards."""
     old = {name: b"old" for name in ("model.safetensors", "vocab.json", "LICENSE", "picture.png")}
     old["config.json"] = (converted / "config.json").read_bytes()
-    (tmp_path / "old").mkdir()
+    others = {f"model-q8/{name}": b"of another model" for name in ("config.json", "model-00001-of-00002.safetensors")}
+    old |= others
+    (tmp_path / "old" / "model-q8").mkdir(parents=True)
     for name, content in old.items():
         (tmp_path / "old" / name).write_bytes(content)
     double.add(REPO, tmp_path / "old")
@@ -167,7 +169,7 @@ def test_an_interrupted_push_shows_nothing_and_the_next_one_sends_the_rest_and_d
     assert not [path for path in double.sent() if path.startswith("lfs/")], "the shards had arrived"
     assert len(double.repositories[REPO].commits) == 2
     assert "Deleted there: model.safetensors, vocab.json." in output
-    assert set(double.files(REPO)) == set(contents(converted)) | {"LICENSE", "picture.png"}
+    assert set(double.files(REPO)) == set(contents(converted)) | {"LICENSE", "picture.png", *others}
     assert "outputs equal at" in output
 
 

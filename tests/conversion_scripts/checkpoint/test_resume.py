@@ -141,6 +141,12 @@ def test_a_finished_shard_that_was_damaged_is_written_again(source, expected, tm
     assert contents(tmp_path / "out") == expected
 
 
+def test_a_source_whose_path_is_spelled_otherwise_is_continued(source, tmp_path, monkeypatch):
+    shards = interrupt(source, tmp_path / "out")
+    monkeypatch.chdir(source)
+    assert convert(f"../{source.name}/", tmp_path / "out", **OPTIONS)["resumed"] == [file.name for file in shards]
+
+
 @pytest.mark.parametrize("change", ["option", "source"])
 def test_what_was_made_of_something_else_is_not_used(change, source, tmp_path):
     source = Path(shutil.copytree(source, tmp_path / "source"))

@@ -161,6 +161,20 @@ class NexusInnerNorm(nn.Module):
                 for branch in config.refined(order, level):
                     self.register_parameter(f"{branch}_gate_{level}", nn.Parameter(torch.empty(1)))
 
+    def move_loaded_gates(self, new: float):
+        """
+        Of a model that is loaded at a higher order, the gates stay next to the last level, and those of new levels come
+        before them: with closed ones the function is what it was.
+        """
+        for branch in {name.split("_")[0] for name, _ in self.named_parameters()}:
+            gates = [gate for name, gate in self.named_parameters() if name.startswith(f"{branch}_gate_")]
+            loaded = [gate.clone() for gate in gates if getattr(gate, "_is_hf_initialized", False)]
+            if 0 < len(loaded) < len(gates):
+                for gate, value in zip(gates[-len(loaded) :], loaded, strict=True):
+                    gate.copy_(value)
+                for gate in gates[: -len(loaded)]:
+                    gate.fill_(new)
+
     def forward(
         self, unrefined: torch.Tensor, inner: torch.Tensor, level: int, branches: list[str], mesh=None
     ) -> dict[str, torch.Tensor]:

@@ -23,7 +23,7 @@ from collections.abc import Iterator  # noqa: E402
 from dataclasses import fields  # noqa: E402
 from difflib import get_close_matches  # noqa: E402
 from functools import lru_cache  # noqa: E402
-from typing import NamedTuple  # noqa: E402
+from typing import Any, NamedTuple  # noqa: E402
 
 from huggingface_hub.dataclasses import strict  # noqa: E402
 from transformers.activations import ACT2FN  # noqa: E402
@@ -196,7 +196,7 @@ class NexusConfig(PreTrainedConfig):
     """
 
     model_type = "nexus"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     base_model_tp_plan = {
         **ATTENTION_TP_PLAN,
         "layers.*.mlp.gate_proj": "colwise",
@@ -276,13 +276,12 @@ class NexusConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.attention_out_bias is None:
             self.attention_out_bias = self.attention_bias
-        if self.sliding_rope_parameters is not None:
-            rope = self.sliding_rope_parameters
-            defaults = {"rope_type": rope.get("type", "default"), "rope_theta": self.default_theta}
-            self.sliding_rope_parameters = defaults | rope
         self.base_model_tp_plan = self.base_model_tp_plan | self.attention_tp_plan()
-        # A folder that `save_pretrained` writes must load through every Auto class, not only the one that saved it.
-        kwargs["auto_map"] = dict(AUTO_MAP)
+        # A folder that `save_pretrained` writes must load through every Auto class, not only the one that saved it, and
+        # with its own code, wherever it came from ("user/name--modeling_nexus.…"). A user's own classes stay.
+        said = kwargs.get("auto_map") or {}
+        others = {name: each for name, each in said.items() if str(each).split("--")[-1] not in AUTO_MAP.values()}
+        kwargs["auto_map"] = AUTO_MAP | others
         super().__post_init__(**kwargs)
 
     @property
@@ -353,6 +352,9 @@ class NexusConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Called by the constructor, by `save_pretrained` and when a model is built."""
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_attention_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
         several = isinstance(self.attention_order, list | tuple)
         orders = self.attention_order if several else [self.attention_order]
         if any(order is None or isinstance(order, bool) or order < 1 for order in orders):
@@ -362,9 +364,6 @@ class NexusConfig(PreTrainedConfig):
                 f"attention_order={self.attention_order} has {len(self.attention_order)} entries, but "
                 f"num_layers={self.num_layers}; give one order per layer, or a single integer for all."
             )
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_attention_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
         if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads != 0:
             raise ValueError(
                 f"num_key_value_heads={self.num_key_value_heads} must divide "
@@ -414,12 +413,25 @@ class NexusConfig(PreTrainedConfig):
             raise ValueError(f"head_dim={self.head_dim}: rotary embedding needs an even, positive head size.")
         self.check_inner_attention(max(orders))
 
+    def to_dict(self) -> dict[str, Any]:
+        """As always, without the `sliding_window` that `inner_window` implies: another one may be given at load."""
+        fields = super().to_dict()
+        if fields.pop("_implied_window", None) is not None and self.sliding_layers == []:
+            fields |= {"sliding_window": None, "sliding_layers": None}
+        return fields
+
     def settle_inner_window(self):
         """Caches read the length of all windowed slots from `sliding_window`. Without layers of its own, it is ours."""
+        if self.sliding_window is None and self.sliding_layers:
+            raise ValueError(f"sliding_layers={self.sliding_layers}: needs sliding_window.")
+        implied = getattr(self, "_implied_window", None)
+        if implied not in (None, self.sliding_window) and self.sliding_layers == []:
+            self.sliding_layers = None  # a window was set since, as at load: that of all layers
         if self.inner_window is None:
             return
         if self.sliding_window is None or self.sliding_layers == []:
             self.sliding_window, self.sliding_layers = self.inner_window, []
+            self._implied_window = self.inner_window
         orders = enumerate(self.layer_orders)
         unlimited = [layer for layer, order in orders if order > 1 and layer not in self.windowed_layers]
         if unlimited and self.inner_window > self.sliding_window:
@@ -435,9 +447,11 @@ class NexusConfig(PreTrainedConfig):
                 f"layers_without_rope={self.layers_without_rope}: must be layers of 0 to {self.num_layers - 1}."
             )
         self.check_rope_frequencies()
-        rope = self.sliding_rope_parameters
-        if rope is None:
+        if self.sliding_rope_parameters is None:
             return
+        rope = self.sliding_rope_parameters
+        defaults = {"rope_type": rope.get("type", "default"), "rope_theta": self.default_theta}
+        rope = self.sliding_rope_parameters = defaults | rope
         if not self.windowed_layers:
             raise ValueError(
                 f"sliding_rope_parameters={rope}: no layer has a sliding_window; set one, or leave it out."

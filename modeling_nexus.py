@@ -13,12 +13,14 @@ Shapes in comments: B batch, T new tokens, S all tokens (cached and new), D hidd
 
 import copy
 import functools
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
@@ -99,8 +101,9 @@ def token_dropout(embeddings: torch.Tensor, masked: torch.Tensor, attention_mask
     they had in training. (ESM-2 also makes padding 0, which no token sees.)
     """
     is_padding_known = attention_mask is not None and attention_mask.dim() == 2
-    tokens = attention_mask.sum(-1) if is_padding_known else embeddings.shape[1]
+    tokens = attention_mask.sum(-1).clamp(min=1) if is_padding_known else embeddings.shape[1]
     seen = 1 - masked.sum(-1).float() / tokens
+    seen = seen.where(seen > 0, 1.0)  # where all is masked, nothing is left to scale
     embeddings = embeddings.masked_fill(masked.unsqueeze(-1), 0.0)
     return (embeddings * UNMASKED / seen[:, None, None]).to(embeddings.dtype)
 
@@ -212,11 +215,15 @@ class NexusPreTrainedModel(PreTrainedModel):
         if isinstance(module, NexusInnerNorm):
             for gate in module.parameters():
                 init.constant_(gate, self.config.inner_gate_init)
+            module.move_loaded_gates(self.config.inner_gate_init)
         if isinstance(module, NexusZeroCenteredRMSNorm):
             init.zeros_(module.weight)
 
-    def save_pretrained(self, *args, **kwargs):
-        """As always. FSDP2 puts a class of its own over a model's, whose code is PyTorch's and not what to carry."""
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """
+        As always, with the code: of a subclass that of ours, too. FSDP2 puts a class of its own over a model's, whose
+        code is PyTorch's and not what to carry.
+        """
         sharded = type(self)
         if sharded.__name__.startswith("FSDP"):
             own = sharded.__bases__[-1]
@@ -224,7 +231,10 @@ class NexusPreTrainedModel(PreTrainedModel):
         skips = self.base_model.all_orders is not None
         self.restore_levels()
         try:
-            super().save_pretrained(*args, **kwargs)
+            super().save_pretrained(save_directory, *args, **kwargs)
+            ours = next(each for each in type(self).__mro__ if each.__module__ == NexusPreTrainedModel.__module__)
+            if ours is not type(self) and ours._auto_class is not None and Path(save_directory).is_dir():
+                custom_object_save(ours, save_directory)
         finally:
             if skips:
                 self.skip_closed_levels()
@@ -247,10 +257,15 @@ class NexusPreTrainedModel(PreTrainedModel):
         Runs the layers whose gates are all exactly 0 at order 1: the same function, at the price of standard attention.
         `restore_levels`, `train` and `load_state_dict` undo it. The gates stay where they are, and a saved model is
         whole. If one is opened meanwhile, the next forward pass is an error (a compiled one does not look). Gates that
-        are offloaded cannot be read, and count as open. A cache that was begun before does not fit any more.
+        are offloaded cannot be read, and count as open. A cache that was begun before does not fit any more. The model
+        has a config of its own from then on.
 
-        Returns these layers, counted from 0.
+        Returns these layers, counted from 0. Raises `ValueError` in training mode.
         """
+        if self.training:
+            raise ValueError(
+                "The model is in training mode, and skipped gates would not be trained: call eval() first."
+            )
         decoder = self.base_model
         decoder.restore_levels()
         if len(decoder.layers) != decoder.config.num_layers:
@@ -262,6 +277,10 @@ class NexusPreTrainedModel(PreTrainedModel):
         if closed:
             decoder.all_orders, orders = decoder.config.attention_order, decoder.config.layer_orders
             decoder.skipped_gates = [gate for layer in closed for gate in gates[layer]]
+            shared, own = decoder.config, copy.deepcopy(decoder.config)
+            for module in self.modules():
+                if getattr(module, "config", None) is shared:
+                    module.config = own
             decoder.run_at([1 if layer in closed else order for layer, order in enumerate(orders)])
         return closed
 
@@ -273,9 +292,14 @@ class NexusPreTrainedModel(PreTrainedModel):
             decoder.all_orders, decoder.skipped_gates = None, []
 
     def freeze_all_but_gates(self) -> "NexusPreTrainedModel":
-        """Leaves only the gates trainable. Returns the model."""
+        """Leaves only the gates trainable. Returns the model. Raises `ValueError` if it has none."""
+        gates = self.gates().values()
+        if not gates:
+            raise ValueError(
+                "The model has no gates to train: inner_gate=True makes them, in layers of order 2 and more."
+            )
         self.requires_grad_(False)
-        for gate in self.gates().values():
+        for gate in gates:
             gate.requires_grad_(True)
         return self
 
@@ -300,7 +324,7 @@ class NexusModel(NexusPreTrainedModel):
             sliding.rope_parameters = config.sliding_rope_parameters
             self.sliding_rotary_emb = NexusRotaryEmbedding(sliding)
         self.gradient_checkpointing = False
-        self.num_slots = config.num_hidden_layers
+        self.num_slots, self.calls = config.num_hidden_layers, config.attention_calls()
         # Transformers changes `config.is_causal` while a forward pass is given `is_causal`, as by continuous batching.
         self.is_encoder = not config.is_causal
         # while closed levels are skipped: the model's own orders, and the gates that have to stay closed
@@ -311,8 +335,8 @@ class NexusModel(NexusPreTrainedModel):
     def run_at(self, orders: int | list[int]):
         """Runs the layers at these orders, none of which is above its own."""
         self.config.attention_order = orders
-        self.num_slots = self.config.num_hidden_layers
-        for layer, calls in zip(self.layers, self.config.attention_calls(), strict=True):
+        self.num_slots, self.calls = self.config.num_hidden_layers, self.config.attention_calls()
+        for layer, calls in zip(self.layers, self.calls, strict=True):
             layer.take_calls(calls)
             layer.self_attn.take_calls(calls)
             for call in calls:
@@ -350,6 +374,12 @@ class NexusModel(NexusPreTrainedModel):
         Raises `TypeError` for an unknown argument that holds a cache or tensors.
         """
         refuse_unknown(kwargs)
+        calls = self.config.attention_calls()
+        if calls is not self.calls and calls[: len(self.layers)] != self.calls[: len(self.layers)]:
+            raise ValueError(
+                "The config was changed after the model was built (attention_order, inner_window or another field of "
+                "its attention): pass the field to from_pretrained, or build a new model."
+            )
         cache = one_of(cache, past_key_values)
         # Of a cache that grows, where the last layers were removed, there are less than the config says.
         refuse_other_slots(cache, (self.num_slots, self.layers[-1].self_attn.outer.layer_idx + 1))
@@ -590,7 +620,9 @@ class NexusForSequenceClassification(GenericForSequenceClassification, NexusPreT
             raise ValueError(f"classifier_pooling={pooling!r} needs an attention_mask of (B, T), which tells padding.")
         if pooling == "first":
             tokens = tokens * (tokens.cumsum(-1) == 1)
-        pooled = (hidden_states * tokens[..., None]).sum(1) / tokens.sum(1, keepdim=True)
+        pooled = (hidden_states * tokens[..., None]).sum(1) / tokens.sum(1, keepdim=True).clamp(
+            min=1
+        )  # of an empty text, 0
         logits = self.score(pooled.to(hidden_states.dtype))
         loss = None
         if labels is not None:

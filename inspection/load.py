@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from .. import modeling_nexus
 from ..bounded import bounded, step
@@ -111,8 +111,9 @@ def continued(model: NexusPreTrainedModel, ids: torch.Tensor, tokens: int) -> to
     """The ids, (1, T), and the model's own greedy continuation by at most so many tokens."""
     if not tokens:
         return ids
-    mask = torch.ones_like(ids)
-    return model.generate(ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False, num_beams=1)
+    own = model.generation_config  # of which only the ends count: it may sample, or return several
+    model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
+    return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens)
 
 
 def check_ids(ids: list[int], generate: int, config) -> None:

@@ -1,5 +1,6 @@
 """`nexus inspect` from its arguments to the files that it writes."""
 
+import math
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -67,6 +68,10 @@ def inspect(
     with console.status("running the model and reading its layers"):
         ids = continued(loaded, prompt_ids, generate)
         views = collect(loaded, ids)
+    if not all(math.isfinite(change) for view in views for change in view.change):
+        raise InspectionError(
+            f"{model}: its attention is not finite, with a weight or a gate that is NaN or too large."
+        )
     facts = {
         "model": name_of(model),
         "tokens": bounded(pieces_of, tokenizer, ids[0].tolist(), raises=InspectionError),

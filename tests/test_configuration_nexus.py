@@ -460,3 +460,35 @@ def test_auto_map_names_a_class_for_every_auto_class(tmp_path):
         "AutoModelForTokenClassification": "NexusForTokenClassification",
         "AutoModelForQuestionAnswering": "NexusForQuestionAnswering",
     }
+
+
+@pytest.mark.parametrize("inner", [4, None])
+def test_a_window_of_the_layers_may_be_given_at_load_beside_an_inner_one(inner, tmp_path):
+    """The `sliding_window` that `inner_window` implies is not saved."""
+    NexusForCausalLM(tiny(inner_window=4)).save_pretrained(tmp_path)
+    loaded = NexusForCausalLM.from_pretrained(tmp_path, inner_window=inner, sliding_window=6).config
+    assert (loaded.sliding_window, loaded.windowed_layers) == (6, {0, 1})
+    loaded = NexusForCausalLM.from_pretrained(tmp_path).config
+    assert (loaded.sliding_window, loaded.windowed_layers) == (4, set())
+    loaded = NexusForCausalLM.from_pretrained(tmp_path, inner_window=8).config
+    assert (loaded.sliding_window, loaded.windowed_layers) == (8, set())
+
+
+def test_layers_of_no_window_are_refused():
+    with pytest.raises(INVALID, match=r"sliding_layers=\[0\]: needs sliding_window"):
+        tiny(inner_window=4, sliding_layers=[0])
+
+
+def test_rotary_settings_given_at_load_have_the_same_defaults(tmp_path):
+    NexusForCausalLM(tiny()).save_pretrained(tmp_path)
+    rope = {"rope_theta": 1000.0}
+    loaded = NexusForCausalLM.from_pretrained(tmp_path, sliding_window=8, sliding_rope_parameters=rope)
+    assert (
+        loaded.config.sliding_rope_parameters
+        == tiny(sliding_window=8, sliding_rope_parameters=rope).sliding_rope_parameters
+    )
+
+
+def test_a_size_that_is_none_is_named_and_not_the_orders():
+    with pytest.raises(INVALID, match="num_layers=-1: must be at least 1"):
+        tiny(num_layers=-1)

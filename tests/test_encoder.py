@@ -367,3 +367,28 @@ def test_trainer_with_the_collator_of_masked_language_models(tmp_path):
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.8 * losses[0]
     assert NexusForMaskedLM.from_pretrained(tmp_path / "checkpoint-30").config.is_causal is False
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+def test_an_empty_text_in_a_batch_leaves_everything_finite(pooling):
+    model = build(NexusForSequenceClassification, classifier_pooling=pooling)
+    mask = torch.tensor([[0] * 5, [1] * 5])
+    outputs = model(torch.randint(1, 60, (2, 5)), attention_mask=mask, labels=torch.tensor([0, 1]))
+    outputs.loss.backward()
+    assert outputs.logits.isfinite().all() and outputs.loss.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize("row", ["padding", "masked"])
+def test_token_dropout_of_a_row_without_tokens_leaves_everything_finite(row):
+    model = build(token_dropout=True, mask_token_id=3)
+    ids = torch.randint(4, 60, (2, 5))
+    mask = torch.ones_like(ids)
+    if row == "padding":
+        mask[0] = 0
+    else:
+        ids[0] = 3
+    outputs = model(ids, attention_mask=mask, labels=ids)
+    outputs.loss.backward()
+    assert outputs.logits.isfinite().all() and outputs.loss.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)

@@ -662,8 +662,36 @@ def test_the_order_can_be_chosen_at_load(order, tmp_path):
     loaded = NexusForCausalLM.from_pretrained(tmp_path, attention_order=order)
     assert loaded.config.attention_order == order
     saved = model.state_dict()
-    new = {name for name in loaded.state_dict() if name not in saved}
-    assert new and all(name.endswith("_gate_2") for name in new)
     for name, tensor in loaded.state_dict().items():
-        assert torch.equal(tensor, torch.tensor([0.25]) if name in new else saved[name]), name
+        if name.endswith("_gate_1"):
+            assert torch.equal(tensor, torch.tensor([0.25])), "of the level that is new"
+        else:
+            assert torch.equal(tensor, saved[name.replace("_gate_2", "_gate_1")]), name
     assert_close(loaded(ids).logits, reference.logits(loaded.state_dict(), loaded.config, ids))
+
+
+@pytest.mark.parametrize("arm", ["shared", "self"])
+@pytest.mark.parametrize("order", [3, 4])
+def test_a_higher_order_at_load_begins_as_the_saved_function(arm, order, tmp_path):
+    """The gates of new levels are closed, and come before the trained ones."""
+    model, ids = build(attention_order=2, inner_gate=True, inner_attention=arm), token_ids()
+    assert min(gate.item() for gate in model.gates().values()) > 0
+    model.save_pretrained(tmp_path)
+    loaded = NexusForCausalLM.from_pretrained(tmp_path, attention_order=order)
+    assert len(loaded.gates()) == (order - 1) * len(model.gates())
+    assert_close(loaded(ids).logits, model(ids).logits)
+    standard = NexusForCausalLM.from_pretrained(tmp_path, attention_order=1)
+    assert not torch.allclose(standard(ids).logits, model(ids).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize(("field", "value"), [("attention_order", 1), ("inner_window", 4), ("refine_key", False)])
+def test_a_config_that_changes_under_a_built_model_is_an_error(field, value):
+    model, ids = build(attention_order=2), token_ids()
+    setattr(model.config, field, value)
+    with pytest.raises(ValueError, match="The config was changed after the model was built"):
+        model(ids)
+
+
+def test_a_model_without_gates_has_none_to_train():
+    with pytest.raises(ValueError, match="no gates to train"):
+        build(inner_gate=False).freeze_all_but_gates()

@@ -204,3 +204,21 @@ def test_the_decoder_alone_can_skip():
     decoder = half_closed(attention_order=2).model
     assert isinstance(decoder, NexusModel)
     assert decoder.skip_closed_levels() == [0]
+
+
+def test_other_models_of_the_same_config_are_not_touched():
+    model = half_closed()
+    config = model.config
+    other = NexusForCausalLM(config).eval()
+    expected = logits(other)
+    assert model.skip_closed_levels() == [0]
+    assert torch.equal(logits(other), expected) and generate(other).shape == generate(model).shape
+    assert other.config is config and config.layer_orders != model.config.layer_orders
+    model.train()
+    assert model.config.layer_orders == config.layer_orders
+
+
+def test_a_model_in_training_mode_skips_nothing():
+    """Its gates would not be trained, and nothing would say so."""
+    with pytest.raises(ValueError, match=r"call eval\(\) first"):
+        half_closed().train().skip_closed_levels()

@@ -158,3 +158,28 @@ def test_a_model_that_is_not_there(model, nexus, tmp_path, monkeypatch):
     status, output, errors = nexus("inspect", model, PROMPT)
     assert (status, output) == (1, "")
     assert errors.startswith(f"error: {model}: no such folder.") and errors.count("\n") == 1
+
+
+def test_attention_that_is_not_finite_is_no_page(nexus_folder, nexus, tmp_path):
+    status, output, errors = nexus("inspect", nexus_folder, PROMPT, "--out", tmp_path / "out", "--open-gates", "1e30")
+    assert (status, output, errors.count("\n")) == (1, "", 1) and "its attention is not finite" in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_pngs")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"return_dict_in_generate": True},
+        {"num_return_sequences": 3, "do_sample": True},
+        {"stop_strings": ["class"]},
+        {"num_beams": 4},
+    ],
+    ids=str,
+)
+def test_the_continuation_is_greedy_whatever_the_model_s_own_settings(settings, nexus_folder, tmp_path):
+    folder = Path(shutil.copytree(nexus_folder, tmp_path / "model"))
+    expected = inspect(folder, PROMPT, tmp_path / "one", generate=4)["tokens"]
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    assert inspect(folder, PROMPT, tmp_path / "two", generate=4)["tokens"] == expected

@@ -233,3 +233,9 @@ def test_rope_scaling_survives_saving_and_loading(kind, tmp_path):
     assert torch.equal(loaded(ids).logits, model(ids).logits)
     unscaled = build(rope_parameters={"rope_type": "default", "rope_theta": 10000.0}).eval()
     assert (unscaled(ids).logits - model(ids).logits).abs().max() > 1e-4
+
+
+def test_predictions_hold_no_cache(tmp_path):
+    """Even if the model is told to make one: Trainer could not put caches of several batches together."""
+    predicted = trainer(build(), tmp_path, use_cache=True).predict(examples(4))
+    assert predicted.predictions.shape == (4, 12, 64)

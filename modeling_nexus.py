@@ -342,6 +342,14 @@ class NexusModel(NexusPreTrainedModel):
             for call in calls:
                 layer.self_attn.get_submodule(call.name).take_place(call)
 
+    def check_calls(self):
+        calls, layers = self.config.attention_calls(), len(self.layers)
+        if calls is not self.calls and calls[:layers] != self.calls[:layers]:
+            raise ValueError(
+                "The config was changed after the model was built (attention_order, inner_window or another field of "
+                "its attention): pass the field to from_pretrained, or build a new model."
+            )
+
     def train(self, mode: bool = True) -> "NexusModel":
         if mode:
             self.restore_levels()
@@ -374,12 +382,8 @@ class NexusModel(NexusPreTrainedModel):
         Raises `TypeError` for an unknown argument that holds a cache or tensors.
         """
         refuse_unknown(kwargs)
-        calls = self.config.attention_calls()
-        if calls is not self.calls and calls[: len(self.layers)] != self.calls[: len(self.layers)]:
-            raise ValueError(
-                "The config was changed after the model was built (attention_order, inner_window or another field of "
-                "its attention): pass the field to from_pretrained, or build a new model."
-            )
+        if not torch.compiler.is_compiling():
+            self.check_calls()
         cache = one_of(cache, past_key_values)
         # Of a cache that grows, where the last layers were removed, there are less than the config says.
         refuse_other_slots(cache, (self.num_slots, self.layers[-1].self_attn.outer.layer_idx + 1))

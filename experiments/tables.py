@@ -103,18 +103,21 @@ def encoder(task: str) -> str:
 def evidence() -> str:
     """The table that model cards quote."""
     recalled, scaled = summaries()["forms"], summaries()["scale"]
-    short, longer, code = (
-        scaled[f"{name} x"] for name in ("Shakespeare, small, 1", "Shakespeare, small, 3", "SymPy, small, 1")
-    )
+    stages = ("Shakespeare, small, 1", "Shakespeare, small, 3", "Shakespeare, medium, 1", "SymPy, small, 1")
+    short, longer, larger, code = (scaled[f"{name} x"] for name in stages)
     right = [percent(recalled[f"recall, {each}"]["accuracy"]["32"]) for each in ("Eq. 12", "standard")]
     rows = [["associative recall over 32 pairs, one layer from scratch, equal parameters: answers right", *right]]
-    size = figure(short["standard"]["parameters"] / 1e6, 1)
-    model = f"language model of {size} million parameters from scratch, equal compute: bits per byte"
+    small, large = (
+        f"language model of {stage['standard']['parameters'] / 1e6:.1f} million parameters from scratch, "
+        "equal compute: bits per byte"
+        for stage in (short, larger)
+    )
     for title, stage, nested in (
-        (f"{model} of Shakespeare, first layer nested, inner window of 16", short, "first layer, window 16"),
+        (f"{small} of Shakespeare, first layer nested, inner window of 16", short, "first layer, window 16"),
         ("the same, three times as long", longer, "first layer, window 16"),
-        (f"{model} of program code, first layer nested, inner window of 16", code, "first layer, window 16"),
-        (f"{model} of Shakespeare, every layer nested", short, "all layers"),
+        (f"{large} of Shakespeare, first layer nested, inner window of 16", larger, "first layer, window 16"),
+        (f"{small} of program code, first layer nested, inner window of 16", code, "first layer, window 16"),
+        (f"{small} of Shakespeare, every layer nested", short, "all layers"),
     ):
         rows.append([title, *(figure(stage[each]["bits_per_byte"]) for each in (nested, "standard"))])
     for corpus, methods in summaries()["retrofit"]["results"].items():

@@ -624,9 +624,8 @@ class NexusForSequenceClassification(GenericForSequenceClassification, NexusPreT
             raise ValueError(f"classifier_pooling={pooling!r} needs an attention_mask of (B, T), which tells padding.")
         if pooling == "first":
             tokens = tokens * (tokens.cumsum(-1) == 1)
-        pooled = (hidden_states * tokens[..., None]).sum(1) / tokens.sum(1, keepdim=True).clamp(
-            min=1
-        )  # of an empty text, 0
+        count = tokens.sum(1, keepdim=True).clamp(min=1)  # an empty text has none
+        pooled = (hidden_states * tokens[..., None]).sum(1) / count
         logits = self.score(pooled.to(hidden_states.dtype))
         loss = None
         if labels is not None:

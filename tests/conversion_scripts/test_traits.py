@@ -413,7 +413,7 @@ def test_the_check_goes_beyond_the_window_of_the_inner_levels_and_the_way_back_h
     figures = json.loads(text)["verification"]
     assert (status, figures["run_past"], figures["not_run_past"]) == (0, ["inner_window"], [])
     config = json.loads((out / "config.json").read_text())
-    assert (config["inner_window"], config["sliding_window"], config["sliding_layers"]) == (300, 300, [])
+    assert (config["inner_window"], config["sliding_window"], config["sliding_layers"]) == (300, None, None)
     assert "attend to the last 300 tokens" in (out / "README.md").read_text()
     convert_to_source(out, back, verify=False)
     kept = json.loads((source / "config.json").read_text())

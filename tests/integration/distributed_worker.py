@@ -85,7 +85,7 @@ def run(case: dict, folder: Path, ids: torch.Tensor) -> dict:
         torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3).step()
         result["stepped"] = {name: whole(parameter) for name, parameter in model.named_parameters()}
         result["logged"] = gate_values(model)
-        result["closed"] = model.skip_closed_levels()
+        result["closed"] = model.eval().skip_closed_levels()
     if kind == "tp" and model.config.is_causal:
         arguments = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
         result["tokens"] = model.eval().generate(ids[:2], **arguments)

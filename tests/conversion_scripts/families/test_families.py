@@ -3,6 +3,7 @@ Every family: its weights and its config, taken to Nexus, are the same function,
 """
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -468,7 +469,7 @@ def test_null_and_false_are_both_off(model_type, name):
 def test_a_value_that_nexus_cannot_reproduce_is_refused(model_type, changes, named):
     shape = {name: value for name, value in checkpoints.SHAPES[model_type].items() if name != "rope_parameters"}
     raw = {name: value for name, value in {"model_type": model_type, **shape, **changes}.items() if value is not ...}
-    config = AutoConfig.for_model(**raw)
+    config = AutoConfig.for_model(**deepcopy(raw))  # it adds to the RoPE parameters it is given
     with pytest.raises(ConversionError, match=named) as refusal:
         FAMILIES[model_type].nexus_config(raw, config)
     assert "\n" not in str(refusal.value)

@@ -103,8 +103,14 @@ def encoder(task: str) -> str:
 def evidence() -> str:
     """The table that model cards quote."""
     recalled, scaled = summaries()["forms"], summaries()["scale"]
-    stages = ("Shakespeare, small, 1", "Shakespeare, small, 3", "Shakespeare, medium, 1", "SymPy, small, 1")
-    short, longer, larger, code = (scaled[f"{name} x"] for name in stages)
+    stages = (
+        "Shakespeare, small, 1",
+        "Shakespeare, small, 3",
+        "Shakespeare, medium, 1",
+        "SymPy, small, 1",
+        "SymPy, small, 3",
+    )
+    short, longer, larger, code, longer_code = (scaled[f"{name} x"] for name in stages)
     right = [percent(recalled[f"recall, {each}"]["accuracy"]["32"]) for each in ("Eq. 12", "standard")]
     rows = [["associative recall over 32 pairs, one layer from scratch, equal parameters: answers right", *right]]
     small, large = (
@@ -117,6 +123,7 @@ def evidence() -> str:
         ("the same, three times as long", longer, "first layer, window 16"),
         (f"{large} of Shakespeare, first layer nested, inner window of 16", larger, "first layer, window 16"),
         (f"{small} of program code, first layer nested, inner window of 16", code, "first layer, window 16"),
+        ("the same, three times as long", longer_code, "first layer, window 16"),
         (f"{small} of Shakespeare, every layer nested", short, "all layers"),
     ):
         rows.append([title, *(figure(stage[each]["bits_per_byte"]) for each in (nested, "standard"))])

@@ -35,7 +35,7 @@ TASKS = {
     "moves": partial(moves, 6),
     "two hops": partial(two_hops, 5, 6),
 }
-LAYERS = {1: [*TASKS], 2: [*TASKS], 4: ["assignments", "two hops"]}  # one layer, and none of them follows moves
+LAYERS = {1: [*TASKS], 2: [*TASKS], 4: ["assignments", "two hops"]}  # with one layer, moves stay at a guess
 ARCHITECTURE = {
     "hidden_size": 64,
     "intermediate_size": 128,

@@ -4,8 +4,7 @@ import json
 import subprocess
 import sys
 
-from arms import SHAPE
-from arms import build as build
+from arms import SHAPE, build
 
 from isolated import run_isolated
 from nexus_transformers import NexusConfig

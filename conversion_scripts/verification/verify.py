@@ -4,6 +4,7 @@ files is compared, and both models are loaded and run in a fresh process that ca
 """
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import transformers
 
 from ...configuration_nexus import AUTO_MAP, TESTED_TRANSFORMERS
 from ...errors import VerificationError
-from ...tokenization.carry_over import has_tokenizer
+from ...tokenization.carry_over import alone, has_tokenizer
 from ..checkpoint.added import is_nesting
 from ..checkpoint.code import check_code
 from ..checkpoint.files import CODE_FILES, REPORT_FILE, ROOT, read_json, write_json
@@ -167,7 +168,6 @@ def compare_functions(
     nested_without_gates = not nexus.config.inner_gate and max(nexus.config.layer_orders) > 1
     tolerance = ROUNDING if source.family.rounds else 0.0
     request = {
-        "source": str(source.folder.resolve()),
         "gguf": {"gguf_file": source.gguf_file} if source.gguf_file else {},
         "of_images_too": source.wrapper is not None,
         "is_encoder": source.family.is_encoder,
@@ -185,13 +185,12 @@ def compare_functions(
     seconds = 3600 * (HOURS + nexus.parameters / PARAMETERS_PER_HOUR)
 
     def prepare(scratch: Path) -> None:
-        if source.gguf_file:  # alone, as in `carry_over.alone`
-            (scratch / "source").mkdir()
-            (scratch / "source" / source.gguf_file).symlink_to((source.folder / source.gguf_file).resolve())
-            request["source"] = str(scratch / "source")
         request["target"] = str(folder_to_run(nexus, scratch / "model", trust_remote_code).resolve())
 
-    figures = run_isolated("isolated_check.py", request, failure, seconds, prepare, HF_HUB_OFFLINE="1")
+    folder = source.folder.resolve()
+    with alone(folder / source.gguf_file) if source.gguf_file else nullcontext(folder) as folder:
+        request["source"] = str(folder)
+        figures = run_isolated("isolated_check.py", request, failure, seconds, prepare, HF_HUB_OFFLINE="1")
     if "exceeded" in figures:
         named = figures["exceeded"].replace(f"{request['target']}/", f"{nexus.folder}/")
         raise VerificationError(named.replace(f"{request['source']}/", f"{source.folder}/"))

@@ -227,10 +227,10 @@ FAULTS = {
     ),
     "no tensors": (
         lambda source: (
-            edit_config(dtype=None, num_hidden_layers=0)(source),
+            overwrite("config.json", b'{"model_type": "llama", "vocab_size": 512}')(source),
             save_file({}, source / "model.safetensors", metadata={"format": "pt"}),
         ),
-        ["source"],
+        ["hold no tensors"],
     ),
     "notes on an adapter": (
         lambda source: (source / "model.safetensors").rename(source / "adapter_notes.md"),

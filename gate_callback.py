@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
-if TYPE_CHECKING:  # a second to import
+if TYPE_CHECKING:
     from transformers import Trainer
 
 
@@ -17,7 +17,7 @@ class GateCallback(TrainerCallback):
 
         trainer.add_callback(GateCallback(trainer))
 
-    A model without gates logs nothing. One under PEFT is logged too.
+    A model without gates logs nothing. Under PEFT the gates are those of the active adapter.
     """
 
     def __init__(self, trainer: "Trainer"):
@@ -30,7 +30,10 @@ class GateCallback(TrainerCallback):
         if gates:
             sizes = [abs(gate) for gate in gates.values()]
             metrics = {"gates/mean": sum(sizes) / len(sizes), "gates/largest": max(sizes)}
-            self.trainer.log(metrics | (gates if args.report_to else {}))
+            # Not the `log` of a subclass: TRL's also log, at each call, what they have gathered.
+            from transformers import Trainer  # takes a second to import
+
+            Trainer.log(self.trainer, metrics | (gates if args.report_to else {}))
 
 
 def gate_values(model) -> dict[str, float]:

@@ -77,13 +77,20 @@ def is_updated_by_the_attention_function(cache: Cache | None) -> bool:
 
 
 def refuse_other_heads(cache: Cache, slot: int, heads: int) -> None:
-    """Raises `ValueError` if a static slot was allocated ahead of time for another number of heads."""
+    """Raises `ValueError` if a slot was allocated or filled ahead of time with another number of heads."""
     layer = cache.layers[slot] if isinstance(cache, Cache) and slot < len(cache.layers) else None
-    if isinstance(layer, StaticLayer) and layer.is_initialized and layer.keys.shape[1] != heads:
+    if layer is None or not layer.is_initialized or layer.keys.dim() != 4 or layer.keys.shape[1] == heads:
+        return
+    found = layer.keys.shape[1]
+    if isinstance(layer, StaticLayer):
         raise ValueError(
-            f"Slot {slot} of this cache was allocated for {layer.keys.shape[1]} heads, and has {heads} in this model: "
-            "let the cache allocate itself, without `early_initialization`, `prefill_chunk_size` or export."
+            f"Slot {slot} of this cache was allocated for {found} heads, and has {heads} in this model: let the cache "
+            "allocate itself, without `early_initialization`, `prefill_chunk_size` or export."
         )
+    raise ValueError(
+        f"Slot {slot} of this cache was filled with {found} heads, and has {heads} in this model. The cache of another "
+        "model does not fit, nor does prefix tuning where inner_attention='self' caches queries too: use LoRA."
+    )
 
 
 def refuse_other_slots(cache: Cache | None, slots: tuple[int, int]) -> None:

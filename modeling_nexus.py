@@ -64,12 +64,6 @@ from .inputs_nexus import (
     refuse_unknown,
 )
 
-
-def is_gate(name: str) -> bool:
-    """Whether a parameter is a gate, by its name in a model or a checkpoint."""
-    return ".inner_norm." in name
-
-
 # Trainer's label smoothing shifts the labels only of classes that this table names.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault("nexus", "NexusForCausalLM")
 
@@ -182,6 +176,15 @@ class NexusDecoderLayer(GradientCheckpointingLayer):
         return residual + hidden_states
 
 
+def in_use(norm: nn.Module) -> nn.Module:
+    """Under PEFT's `modules_to_save` a module is several: the original, and a copy for each adapter."""
+    copies = getattr(norm, "modules_to_save", None)
+    if copies is None:
+        return norm
+    adapter = None if norm.disable_adapters else next(iter(norm.active_adapters), None)
+    return copies[adapter] if adapter in copies else norm.original_module
+
+
 def any_open(gates: list[nn.Parameter]) -> bool:
     """Whether a gate is not exactly 0. FSDP2 leaves all processes but one an empty part of it."""
     whole = [gate.full_tensor() if hasattr(gate, "full_tensor") else gate for gate in gates]
@@ -247,10 +250,12 @@ class NexusPreTrainedModel(PreTrainedModel):
         return attention_masks(config, kinds, **{name: arguments.get(name) for name in names})
 
     def gates(self) -> dict[str, nn.Parameter]:
-        """All gates by name, each of shape (1,); empty without `inner_gate` or at order 1."""
-        # Under PEFT a module that is trained keeps its original beside it, out of use.
-        named = self.named_parameters()
-        return {name: gate for name, gate in named if is_gate(name) and ".original_module." not in name}
+        """
+        All gates by name, each of shape (1,); empty without `inner_gate` or at order 1. Under PEFT those of the active
+        adapter.
+        """
+        used = {id(gate) for norm in self.base_model.inner_norms().values() for gate in in_use(norm).parameters()}
+        return {name: gate for name, gate in self.named_parameters() if id(gate) in used}
 
     def skip_closed_levels(self) -> list[int]:
         """
@@ -270,13 +275,12 @@ class NexusPreTrainedModel(PreTrainedModel):
         decoder.restore_levels()
         if len(decoder.layers) != decoder.config.num_layers:
             raise ValueError("Layers were removed from this model: it cannot skip the closed levels of the others.")
-        gates: dict[int, list[nn.Parameter]] = {}  # of each layer
-        for name, gate in decoder.gates().items():
-            gates.setdefault(int(name.split(".")[1]), []).append(gate)
-        closed = [layer for layer, own in gates.items() if not any_open(own)]
+        # Under PEFT the gates of every adapter: which one is active may change unseen.
+        gates = {layer: list(norm.parameters()) for layer, norm in decoder.inner_norms().items()}
+        closed = [layer for layer, own in gates.items() if own and not any_open(own)]
         if closed:
             decoder.all_orders, orders = decoder.config.attention_order, decoder.config.layer_orders
-            decoder.skipped_gates = [gate for layer in closed for gate in gates[layer]]
+            decoder.skipped_layers = closed
             shared, own = decoder.config, copy.deepcopy(decoder.config)
             for module in self.modules():
                 if getattr(module, "config", None) is shared:
@@ -289,7 +293,7 @@ class NexusPreTrainedModel(PreTrainedModel):
         decoder = self.base_model
         if decoder.all_orders is not None:
             decoder.run_at(decoder.all_orders)
-            decoder.all_orders, decoder.skipped_gates = None, []
+            decoder.all_orders, decoder.skipped_layers = None, []
 
     def freeze_all_but_gates(self) -> "NexusPreTrainedModel":
         """Leaves only the gates trainable. Returns the model. Raises `ValueError` if it has none."""
@@ -327,9 +331,9 @@ class NexusModel(NexusPreTrainedModel):
         self.num_slots, self.calls = config.num_hidden_layers, config.attention_calls()
         # Transformers changes `config.is_causal` while a forward pass is given `is_causal`, as by continuous batching.
         self.is_encoder = not config.is_causal
-        # while closed levels are skipped: the model's own orders, and the gates that have to stay closed
+        # while closed levels are skipped: the model's own orders, and the layers whose gates have to stay closed
         self.all_orders: int | list[int] | None = None
-        self.skipped_gates: list[nn.Parameter] = []
+        self.skipped_layers: list[int] = []
         self.post_init()
 
     def run_at(self, orders: int | list[int]):
@@ -341,6 +345,11 @@ class NexusModel(NexusPreTrainedModel):
             layer.self_attn.take_calls(calls)
             for call in calls:
                 layer.self_attn.get_submodule(call.name).take_place(call)
+
+    def inner_norms(self) -> dict[int, nn.Module]:
+        """By layer; those of skipped levels, too."""
+        attentions = {place: layer.self_attn for place, layer in enumerate(self.layers)}
+        return {place: each.inner_norm for place, each in attentions.items() if hasattr(each, "inner_norm")}
 
     def check_calls(self):
         calls, layers = self.config.attention_calls(), len(self.layers)
@@ -387,8 +396,10 @@ class NexusModel(NexusPreTrainedModel):
         cache = one_of(cache, past_key_values)
         # Of a cache that grows, where the last layers were removed, there are less than the config says.
         refuse_other_slots(cache, (self.num_slots, self.layers[-1].self_attn.outer.layer_idx + 1))
-        if self.skipped_gates and not torch.compiler.is_compiling() and any_open(self.skipped_gates):
-            raise ValueError("A gate was opened while its level is skipped: call `restore_levels()`, or close it.")
+        if self.skipped_layers and not torch.compiler.is_compiling():
+            norms = self.inner_norms()
+            if any_open([gate for layer in self.skipped_layers for gate in norms[layer].parameters()]):
+                raise ValueError("A gate was opened while its level is skipped: call `restore_levels()`, or close it.")
         if self.layers[0].first_slot != 0:
             raise ValueError("The first layer was removed, which the positions in the cache are counted by: keep it.")
         if (input_ids is None) == (inputs_embeds is None):
@@ -592,6 +603,8 @@ class NexusForMaskedLM(NexusPreTrainedModel):
 class NexusForSequenceClassification(GenericForSequenceClassification, NexusPreTrainedModel):
     """Classifies a sequence, (B, T) -> (B, num_labels), by what `classifier_pooling` says."""
 
+    accepts_loss_kwargs = False  # the loss is a mean over the batch: Trainer divides it where it accumulates gradients
+
     def __init__(self, config: NexusConfig):
         NexusPreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
@@ -637,6 +650,8 @@ class NexusForSequenceClassification(GenericForSequenceClassification, NexusPreT
 
 class NexusForTokenClassification(GenericForTokenClassification, NexusPreTrainedModel):
     """Classifies every token, (B, T) -> (B, T, num_labels)."""
+
+    accepts_loss_kwargs = False  # as above
 
     def __init__(self, config: NexusConfig):
         NexusPreTrainedModel.__init__(self, config)

@@ -6,8 +6,8 @@ from typing import Any
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..errors import ConversionError
-from ..modeling_nexus import is_gate
 from ..tokenization.carry_over import carry_over_tokenizer
+from .checkpoint.added import is_gate
 from .checkpoint.code import check_code
 from .checkpoint.files import REPORT_FILE, carry_licences, is_model_file, read_json, write_json
 from .checkpoint.open import Nexus, open_nexus, open_source

@@ -12,10 +12,10 @@ from nexus_transformers import GateCallback
 IDS = torch.arange(1, 13).tolist()
 
 
-def train(model, folder, callbacks=1, **settings) -> Trainer:
+def train(model, folder, callbacks=1, trainer_class=Trainer, **settings) -> Trainer:
     settings = {"report_to": "none", "max_steps": 4, "logging_steps": 2, "learning_rate": 0.05} | settings
     arguments = TrainingArguments(str(folder), save_strategy="no", use_cpu=True, disable_tqdm=True, **settings)
-    trainer = Trainer(model, arguments, train_dataset=[{"input_ids": IDS, "labels": IDS}] * 8)
+    trainer = trainer_class(model, arguments, train_dataset=[{"input_ids": IDS, "labels": IDS}] * 8)
     for _ in range(callbacks):
         trainer.add_callback(GateCallback(trainer))
     trainer.train()
@@ -82,6 +82,40 @@ def test_gates_under_an_adapter_are_those_that_train(tmp_path):
     trainer = train(adapted, tmp_path)
     after = max(abs(gate.item()) for gate in model.gates().values())
     assert logged(trainer, "gates/largest")[4] == pytest.approx(after) != pytest.approx(before, abs=1e-3)
+
+
+def test_of_several_adapters_the_active_one_is_logged(tmp_path):
+    """TRL's DPOTrainer adds a frozen copy of the adapter, as its reference."""
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(modules_to_save=["inner_norm"], target_modules="all-linear", task_type="CAUSAL_LM")
+    model = build()
+    adapted = peft.get_peft_model(model, settings)
+    adapted.add_adapter("frozen", settings)
+    before = {name: gate.item() for name, gate in model.gates().items()}
+    assert all(".modules_to_save.default." in name for name in before) and len(before) == 2
+    trainer = train(adapted, tmp_path)
+    after = [abs(gate.item()) for gate in model.gates().values()]
+    assert logged(trainer, "gates/mean")[4] == pytest.approx(sum(after) / len(after))
+    adapted.set_adapter("frozen")
+    assert list(before.values()) == [gate.item() for gate in model.gates().values()]
+    with adapted.disable_adapter():
+        assert all(".original_module." in name for name in model.gates())
+    assert max(after) != pytest.approx(max(map(abs, before.values())), abs=1e-3)
+
+
+def test_a_trainer_with_a_log_of_its_own_logs_once(tmp_path):
+    """TRL's trainers print tables, and add what they have gathered, whenever `log` is called."""
+
+    class Gathering(Trainer):
+        calls = 0
+
+        def log(self, logs, *args, **kwargs):
+            self.calls += "loss" in logs or "gates/mean" in logs
+            super().log(logs | {"gathered": 1.0}, *args, **kwargs)
+
+    trainer = train(build(), tmp_path, trainer_class=Gathering)
+    assert trainer.calls == len(logged(trainer, "loss")) == len(logged(trainer, "gates/mean")) == 2
+    assert not any("gathered" in entry for entry in trainer.state.log_history if "gates/mean" in entry)
 
 
 def test_a_model_without_gates_logs_nothing(tmp_path):

@@ -128,6 +128,42 @@ def test_peft_made_while_levels_are_skipped_has_the_gates(tmp_path):
     assert torch.equal(logits(loaded), expected) and torch.equal(logits(adapted), expected)
 
 
+def test_open_gates_beneath_an_adapter_are_not_skipped():
+    peft = pytest.importorskip("peft")
+    model = build(attention_order=2)
+    expected = logits(model)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["inner_norm"]))
+    adapted.eval()
+    with torch.no_grad():
+        for gate in model.gates().values():
+            gate.zero_()  # the adapter's, not the model's own
+    assert model.skip_closed_levels() == []
+    with adapted.disable_adapter():
+        assert torch.equal(logits(adapted), expected)
+
+
+def test_gates_that_peft_copies_while_they_are_skipped_are_watched():
+    peft = pytest.importorskip("peft")
+    model = half_closed(attention_order=2)
+    model.skip_closed_levels()
+    settings = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["inner_norm"])
+    adapted = peft.get_peft_model(model, settings).eval()
+    logits(adapted)
+    with torch.no_grad():
+        next(iter(model.gates().values())).fill_(1)
+    with pytest.raises(ValueError, match="call `restore_levels"):
+        logits(adapted)
+
+
+def test_a_gate_that_is_replaced_is_watched():
+    model = half_closed(attention_order=2)
+    model.skip_closed_levels()
+    logits(model)
+    model.model.layers[0].self_attn.inner_norm.key_gate_1 = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match="call `restore_levels"):
+        logits(model)
+
+
 def test_skipping_twice_sees_the_gates_as_they_are_now():
     model = half_closed(attention_order=2)
     assert model.skip_closed_levels() == model.skip_closed_levels() == [0]

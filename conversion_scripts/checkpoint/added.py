@@ -5,13 +5,16 @@ import hashlib
 import torch
 
 from ...configuration_nexus import NexusConfig
-from ...modeling_nexus import is_gate
 from .shards import PIECE
 
 
 def is_nesting(name: str) -> bool:
     """Whether a tensor is one that a Nexus model has beyond a standard one: a gate, or of an inner layer."""
     return ".self_attn.inner_" in name
+
+
+def is_gate(name: str) -> bool:
+    return ".inner_norm." in name
 
 
 def initial(name: str, shape: torch.Size, config: NexusConfig, seed: int | None) -> torch.Tensor:

@@ -12,10 +12,9 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from ... import modeling_nexus
 from ...configuration_nexus import NexusConfig
 from ...errors import CheckpointError, ConversionError, told_as
-from ...modeling_nexus import is_gate
 from ..families import Family
 from ..families.rules import LEFT_BEHIND
-from .added import initial, is_nesting
+from .added import initial, is_gate, is_nesting
 from .open import Nexus, Source
 from .shards import Planned
 from .weights import NOT_TOGETHER, Checkpoint, unreadable

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError
-from ...modeling_nexus import is_gate
 from ...tokenization.carry_over import CARRIED_FILES, CHAT_TEMPLATES
 from ..progress import bytes_bar
-from .added import is_nesting
+from .added import is_gate, is_nesting
 from .files import (
     CARD_FILE,
     INDEX_FILE,

@@ -106,6 +106,14 @@ def test_a_virtual_prompt_does_what_it_does_to_a_llama(method):
     assert (logits(standard)[:, -IDS.shape[1] :] - logits(build(1))).abs().max() > 0.1
 
 
+def test_prefix_tuning_cannot_fill_slots_of_more_heads():
+    """PEFT makes as many heads for every slot."""
+    nested = {"attention_order": 2, "inner_attention": "self"}
+    model = prompted(NexusForCausalLM(NexusConfig(**SHAPE, num_layers=2, **nested)), "prefix")
+    with pytest.raises(ValueError, match="nor does prefix tuning where inner_attention='self'"):
+        logits(model)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("method", PROMPTS)

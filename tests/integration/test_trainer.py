@@ -97,6 +97,29 @@ def test_one_batch_of_8_equals_4_accumulated_batches_of_2_per_token(tmp_path):
         assert_same_weights(in_parts.model, build(), 1e-6)
 
 
+@pytest.mark.parametrize("head", [NexusForSequenceClassification, NexusForTokenClassification])
+def test_a_classifier_accumulates_the_mean_of_its_losses(head, tmp_path):
+    """Llama's and BERT's heads get four times the loss and the gradient here, with Transformers 5.24."""
+    settings = {"max_steps": 1, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0}
+    rows = examples(8)
+    for number, row in enumerate(rows):
+        of_tokens = head is NexusForTokenClassification
+        row["labels"] = [token % 2 for token in row["input_ids"]] if of_tokens else number % 2
+    config = build(classifier_dropout=0.0).config
+    models = [head(config) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    at_once = trainer(models[0], tmp_path, rows, per_device_train_batch_size=8, **settings)
+    in_parts = trainer(
+        models[1], tmp_path, rows, per_device_train_batch_size=2, gradient_accumulation_steps=4, **settings
+    )
+    at_once.train()
+    in_parts.train()
+    assert losses(in_parts) == pytest.approx(losses(at_once), abs=2e-4)
+    assert_same_weights(in_parts.model, at_once.model, 1e-6)
+    with pytest.raises(AssertionError):
+        assert_same_weights(in_parts.model, head(config), 1e-6)
+
+
 def test_a_resumed_run_continues_bit_for_bit_and_its_checkpoint_carries_the_code(tmp_path):
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
     whole = trainer(build(attention_dropout=0.1), tmp_path / "whole", **settings)

@@ -119,15 +119,24 @@ def arms(report: dict, path: Path) -> None:
 
 
 def retrofit_forms(report: dict, path: Path) -> None:
-    """The held-out loss after short and long training: the mean of the seeds, and a bar from the best to the worst."""
+    """
+    The held-out loss after short and long training: the mean of the seeds, and a bar from the best to the worst. What
+    is far above the source stands as a number at the edge.
+    """
     lengths = [name for name in ("short", "long") if name in report["summary"]]
-    figure = Figure(figsize=(11, 3))
+    figure = Figure(figsize=(11, 3.2))
     for axis, length in zip(figure.subplots(1, len(lengths), squeeze=False)[0], lengths, strict=True):
         rows = report["summary"][length]
+        limit = 1.1 * rows["source"]["loss"]["mean"]
         for place, (row, found) in enumerate(rows.items()):
-            bar(axis, place, found["loss"], STANDARD if "source" in row else NESTED)
+            if found["loss"]["mean"] < limit:
+                bar(axis, place, found["loss"], STANDARD if "source" in row else NESTED)
+            else:
+                edge = {"ha": "right", "va": "center", "transform": axis.get_yaxis_transform()}
+                axis.text(0.99, place, f"{found['loss']['mean']:.2f} →", color=NESTED, **edge)
         axis.set_yticks(range(len(rows)), list(rows))
-        axis.invert_yaxis()
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.margins(x=0.15)
         steps = rows["source"]["steps"]
         axis.set(title=f"The compute of {steps} steps of the source", xlabel="held-out loss, nats per token")
         axis.grid(axis="x")

@@ -112,3 +112,14 @@ def comparisons() -> str:
         for each in summaries()["retrofit"]["comparisons"]
     ]
     return table("| nested less rival, seed by seed | on | at | held-out loss |", rows)
+
+
+def retrofit_forms(length: str) -> str:
+    rows = [["nothing", figure(summaries()["retrofit_forms"]["before"]["loss"]), *[""] * 6]]
+    for name, row in summaries()["retrofit_forms"][length].items():
+        gain = figure(row["gain"], sign="+") if "gain" in row else ""
+        gate = "" if row["widest_gate"] is None else figure(row["widest_gate"])
+        cells = [figure(row["loss"]), gain, figure(row["forgotten"]), f"{row['learning_rate']:g}", gate]
+        rows.append([name, *cells, f"{row['trained_parameters']:,}", row["steps"]])
+    head = "held-out loss | gain over the source, seed by seed | forgotten | rate | widest gate | trained parameters"
+    return table(f"| equal compute | {head} | steps |", rows)

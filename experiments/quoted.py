@@ -16,10 +16,9 @@ TITLES = {
     "arms": "The paper's Table 2, in small",
     "chains": "Where nesting should pay",
     "encoder": "In an encoder",
-    "retrofit": "Retrofit of SmolLM2-135M",
+    "retrofit": "Retrofit of SmolLM2-135M, with W_O",
+    "retrofit_forms": "Retrofit of SmolLM2-135M, in Eq. 12 and as in the paper",
 }
-TRIED = "**not run**, tried out at toy size"
-NOT_RUN = {"retrofit_forms": "Retrofit in the paper's form, and in Eq. 12"}
 
 
 def percent(spread: dict | float) -> str:

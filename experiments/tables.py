@@ -5,7 +5,7 @@ from functools import partial
 from common.report import table
 
 from . import loss_tables
-from .quoted import NOT_RUN, TITLES, TRIED, figure, percent, reports, summaries, times
+from .quoted import TITLES, figure, percent, reports, summaries, times
 from .runs import grouped
 
 
@@ -21,8 +21,7 @@ def state() -> str:
         made = f"{done}{len(report['runs'])} runs, {report['date'][:10]}, {report['device']['name']}"
         link = f"[{title}](docs/results/{name}.md)"
         rows.append([link, made, f"{report['cpu_hours']:.1f}", report["budget_cpu_hours"]])
-    rows += [[f"{title}: `python -m experiments {name}`", TRIED, "", ""] for name, title in NOT_RUN.items()]
-    rows.append(["[The paper's own runs](experiments/paper/README.md)", TRIED, "", ""])
+    rows.append(["[The paper's own runs](experiments/paper/README.md)", "**not run**, tried out at toy size", "", ""])
     spent, budget = (sum(report[key] for report in reports().values()) for key in ("cpu_hours", "budget_cpu_hours"))
     rows.append(["all", "", f"{spent:.1f}", f"{budget:.1f}"])
     return table("| experiment | runs | CPU hours | budget |", rows)
@@ -112,7 +111,7 @@ def evidence() -> str:
     )
     short, longer, larger, code, longer_code = (scaled[f"{name} x"] for name in stages)
     right = [percent(recalled[f"recall, {each}"]["accuracy"]["32"]) for each in ("Eq. 12", "standard")]
-    rows = [["associative recall over 32 pairs, one layer from scratch, equal parameters: answers right", *right]]
+    rows = [["associative recall over 32 pairs, one layer from scratch, equal parameters: answers right", *right, ""]]
     small, large = (
         f"language model of {stage['standard']['parameters'] / 1e6:.1f} million parameters from scratch, "
         "equal compute: bits per byte"
@@ -126,12 +125,17 @@ def evidence() -> str:
         ("the same, three times as long", longer_code, "first layer, window 16"),
         (f"{small} of Shakespeare, every layer nested", short, "all layers"),
     ):
-        rows.append([title, *(figure(stage[each]["bits_per_byte"]) for each in (nested, "standard"))])
-    for corpus, methods in summaries()["retrofit"]["results"].items():
-        title = f"SmolLM2-135M-Instruct trained further on {corpus}, everything, equal compute: loss, nats per token"
-        models = ("order 2, everything", "source, everything, longer")
-        rows.append([title, *(figure(methods[each]["loss"]) for each in models)])
-    return table("| measured | nested | standard |", rows)
+        models = (nested, "standard", "standard, first layer sees 16")
+        rows.append([title, *(figure(stage[each]["bits_per_byte"]) if each in stage else "" for each in models)])
+    trained = "SmolLM2-135M-Instruct trained further on {}, everything, equal compute: loss, nats per token"
+    retrofit, older = summaries()["retrofit_forms"], summaries()["retrofit"]["results"]
+    for title, found, models in (
+        (trained.format("Shakespeare"), retrofit["short"], ("Eq. 12, all layers", "source")),
+        ("the same, four times as long", retrofit["long"], ("Eq. 12, all layers", "source")),
+        (trained.format("reasoning"), older["reasoning"], ("order 2, everything", "source, everything, longer")),
+    ):
+        rows.append([title, *(figure(found[each]["loss"]) for each in models), ""])
+    return table("| measured | nested | standard | standard, first layer sees 16 tokens |", rows)
 
 
 BLOCKS = {
@@ -162,4 +166,5 @@ BLOCKS = {
     "Shakespeare": partial(loss_tables.retrofit, "Shakespeare"),
     "reasoning": partial(loss_tables.retrofit, "reasoning"),
     "comparisons": loss_tables.comparisons,
+    **{f"retrofit, {length}": partial(loss_tables.retrofit_forms, length) for length in ("short", "long")},
 }

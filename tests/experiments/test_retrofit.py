@@ -347,8 +347,12 @@ def test_the_forms_at_toy_size(toy, tmp_path):
     parameters = {row: found["trained_parameters"] for row, found in summary["short"].items()}
     scalars = 2 * LAYERS  # gates
     assert parameters["Eq. 12, all layers"] == parameters["source"] + scalars
-    assert parameters["separate, all layers"] == parameters["separate, all layers, no gates"] + scalars
-    assert parameters["separate, all layers, no gates"] > parameters["source"]
+    assert parameters["separate, all layers"] == parameters["separate, all layers, no gates, no scale"] + scalars
+    assert parameters["separate, all layers, no gates, no scale"] > parameters["source"]
+    for length in ("short", "long"):
+        for row, found in summary[length].items():
+            gain = summary[length][retrofit_forms.rival(row)]["loss"]["mean"] - found["loss"]["mean"]
+            assert gain == pytest.approx(found["gain"]["mean"]) != 0 if "source" not in row else "gain" not in found
     gates = {row for row, found in summary["short"].items() if found["widest_gate"]}
     assert gates == {row for row in retrofit_forms.ROWS if "source" not in row and "no gates" not in row}
     assert (tmp_path / "retrofit_forms.png").stat().st_size > 10_000
@@ -357,7 +361,7 @@ def test_the_forms_at_toy_size(toy, tmp_path):
 def test_forms_at_equal_compute(toy):
     for row in retrofit_forms.ROWS:
         run = retrofit_forms.settings(toy, row, 1e-4, 0, 10_000)
-        rival = retrofit_forms.settings(toy, "source, LoRA" if "LoRA" in row else "source", 1e-4, 0, 10_000)
+        rival = retrofit_forms.settings(toy, retrofit_forms.rival(row), 1e-4, 0, 10_000)
         assert rival["steps"] == 10_000
         spent = [each["steps"] * retrofit_forms.cost(toy, each) for each in (run, rival)]
         assert spent[0] == pytest.approx(spent[1], rel=1e-3)

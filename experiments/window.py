@@ -5,7 +5,7 @@ Eq. 12 with inner levels that attend to the last 4, 16, 64 or 256 tokens only, o
 Shakespeare's works in blocks of 512 tokens, first layer nested, with the training FLOPs of the standard model; there a
 learning rate is chosen for each window with one seed, out of the same two. Associative recall and induction with one
 layer, and pointer chasing with two, both nested, for the same steps, all with the rate that was best without a window
-in experiments of their own. Then there are three seeds.
+in experiments of the form with W_O. Then there are three seeds.
 """
 
 from argparse import Namespace

@@ -4,9 +4,11 @@ Nexus models with open gates, served by vLLM on a CPU and compared with Transfor
     serving.py write FOLDER   converted models and one of each arm, with what Transformers makes of some prompts
     serving.py check FOLDER   vLLM, in an environment without our package: it has the folders alone
 
-Tolerance 1e-4 of a log-probability: the kernels sum in another order. Closed gates change them by more than 0.1.
+The kernels sum in another order: log-probabilities may be ten times as far from those in float64 as Transformers' own in
+float32 are. Closed gates change them by more than a thousand times that.
 """
 
+import copy
 import gc
 import json
 import os
@@ -23,7 +25,7 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # several models one after t
 os.environ["HF_MODULES_CACHE"] = f"{sys.argv[2]}/modules"  # read at import
 
 FOLDER = Path(sys.argv[2])
-TOLERANCE, TOKENS = 1e-4, 12
+TOKENS = 12
 TEXTS = [
     "A class definition is an executable statement. The inheritance list gives a list of base classes, and each",
     "A class definition is an executable statement. The inheritance list gives nothing, and",
@@ -86,21 +88,29 @@ def describe(model, folder: Path) -> None:
     model.save_pretrained(folder)
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
     prompts.append(tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=True)["input_ids"])
-    expected = {"prompts": prompts, "logprobs": [], "continuations": []}
+    expected = {"prompts": prompts, "logprobs": [], "continuations": [], "tolerance": 1e-5}
+    exact = copy.deepcopy(model).double()
     for prompt in prompts:
         ids = torch.tensor([prompt])
-        with torch.no_grad():
-            logprobs = model(ids).logits[0, :-1].log_softmax(-1)
-        expected["logprobs"].append(logprobs.gather(1, ids[0, 1:, None])[:, 0].tolist())
+        expected["logprobs"].append(logprobs_of(exact, prompt))
+        rounding = difference(logprobs_of(model, prompt), expected["logprobs"][-1])
+        expected["tolerance"] = max(expected["tolerance"], 10 * rounding)
         generated = model.generate(ids, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
         expected["continuations"].append(generated[0, len(prompt) :].tolist())
     for gate in model.gates().values():
         gate.data.zero_()
-    with torch.no_grad():
-        closed = model(torch.tensor(prompts[:1])).logits[0, :-1].log_softmax(-1)
-    closed = closed.gather(1, torch.tensor(prompts[0])[1:, None])[:, 0].tolist()
-    expected["closed_gates_differ_by"] = difference(closed, expected["logprobs"][0])
+    expected["closed_gates_differ_by"] = difference(logprobs_of(model, prompts[0]), expected["logprobs"][0])
     (folder / "expected.json").write_text(json.dumps(expected))
+
+
+def logprobs_of(model, prompt: list[int]) -> list[float]:
+    """Of each token of the prompt but the first."""
+    import torch
+
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        logprobs = model(ids).logits[0, :-1].log_softmax(-1)
+    return logprobs.gather(1, ids[0, 1:, None])[:, 0].tolist()
 
 
 def difference(one: list[float], other: list[float]) -> float:
@@ -140,16 +150,16 @@ def check_offline(name: str) -> None:
     prompts = [{"prompt_token_ids": ids} for ids in expected["prompts"]]
     settings = {"max_tokens": TOKENS, "min_tokens": TOKENS, "temperature": 0}
     scored = model.generate(prompts, SamplingParams(**settings, prompt_logprobs=1), use_tqdm=False)
-    largest = 0.0
+    largest, tolerance = 0.0, expected["tolerance"]
     for output, ids, logprobs in zip(scored, expected["prompts"], expected["logprobs"], strict=True):
         found = [step[token].logprob for step, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
         largest = max(largest, difference(found, logprobs))
-    assert largest < TOLERANCE, f"{name}: log-probabilities differ by {largest}"
+    assert largest < tolerance, f"{name}: log-probabilities differ by {largest:.1e}, more than {tolerance:.1e}"
     nested = name != "order 1"
-    assert (expected["closed_gates_differ_by"] > 1000 * TOLERANCE) is nested, f"{name}: this would not see a mistake"
+    assert (expected["closed_gates_differ_by"] > 1000 * tolerance) is nested, f"{name}: this would not see a mistake"
     for outputs in (scored, *(model.generate(prompts, SamplingParams(**settings), use_tqdm=False) for _ in range(2))):
         assert [list(output.outputs[0].token_ids) for output in outputs] == expected["continuations"], name
-    print(f"{name}: log-probabilities within {largest:.1e}, same tokens", flush=True)
+    print(f"{name}: log-probabilities within {largest:.1e} of {tolerance:.1e}, same tokens", flush=True)
     del model
     gc.collect()
 

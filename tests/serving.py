@@ -4,8 +4,8 @@ Nexus models with open gates, served by vLLM on a CPU and compared with Transfor
     serving.py write FOLDER   converted models and one of each arm, with what Transformers makes of some prompts
     serving.py check FOLDER   vLLM, in an environment without our package: it has the folders alone
 
-The kernels sum in another order: log-probabilities may be ten times as far from those in float64 as Transformers' own in
-float32 are. Closed gates change them by more than a thousand times that.
+The kernels sum in another order: log-probabilities may be ten times as far from those in float64 as those of
+Transformers in float32 are. Closed gates change them by more than a thousand times that.
 """
 
 import copy

@@ -101,7 +101,7 @@ def encoder(task: str) -> str:
 
 def evidence() -> str:
     """The table that model cards quote."""
-    recalled, scaled = summaries()["forms"], summaries()["scale"]
+    recalled, scaled = summaries()["recall"]["recall"], summaries()["scale"]
     stages = (
         "Shakespeare, small, 1",
         "Shakespeare, small, 3",
@@ -110,7 +110,7 @@ def evidence() -> str:
         "SymPy, small, 3",
     )
     short, longer, larger, code, longer_code = (scaled[f"{name} x"] for name in stages)
-    right = [percent(recalled[f"recall, {each}"]["accuracy"]["32"]) for each in ("Eq. 12", "standard")]
+    right = [percent(recalled[f"1 layer, {each}"]["accuracy"]["32"]) for each in ("order 2", "standard")]
     rows = [["associative recall over 32 pairs, one layer from scratch, equal parameters: answers right", *right, ""]]
     small, large = (
         f"language model of {stage['standard']['parameters'] / 1e6:.1f} million parameters from scratch, "

@@ -15,6 +15,7 @@ matplotlib.rc("figure.constrained_layout", use=True)
 
 STANDARD, NESTED, NESTED_TWICE, RIVAL = "#555555", "#d55e00", "#009e73", "#0072b2"
 COLOURS = {"standard": STANDARD, "order 2": NESTED, "order 3": NESTED_TWICE, "looped": RIVAL}
+COLOURS |= {"order 2, with W_O": "#e69f00", "separate": "#cc79a7"}
 TAB20 = matplotlib.colormaps["tab20"].colors
 
 
@@ -77,7 +78,7 @@ def hops(report: dict, path: Path, nodes: int) -> None:
     layers = sorted({cell["layers"] for cell in cells})
     variants = list(dict.fromkeys(cell["variant"] for cell in cells))
     most = len(cells[0]["accuracy"])
-    figure = Figure(figsize=(3.1 * (most + 1) + 1.5, 3.9))
+    figure = Figure(figsize=(3.1 * (most + 1) + 3, 3.9))
     *maps, last = figure.subplots(1, most + 1)
     for k, axis in enumerate(maps, start=1):
         table = [[math.nan] * len(variants) for _ in layers]
@@ -96,7 +97,7 @@ def hops(report: dict, path: Path, nodes: int) -> None:
         compute = [cell["relative_compute"] for cell in same]
         last.plot(compute, y, "o-", color=COLOURS[variant], label=variant, markersize=4)
     last.set(title="all questions, against compute", xlabel="training FLOPs / one standard layer's", ylim=(0, 103))
-    last.legend()
+    last.legend(loc="upper left", bbox_to_anchor=(1, 1))
     last.grid()
     figure.suptitle(f"Pointer chasing among {nodes} nodes: answers right, % (mean of three seeds)", fontsize=10)
     figure.savefig(path)
@@ -194,7 +195,7 @@ def encoder(report: dict, path: Path) -> None:
 
 
 def chains(report: dict, path: Path) -> None:
-    """Accuracy against depth: a point is the mean of the seeds, a bar their spread."""
+    """Accuracy against depth, and that of assignments against look-ups: the mean of the seeds and their spread."""
     colours = {
         "standard": STANDARD,
         "nested: first layer": NESTED,
@@ -202,14 +203,23 @@ def chains(report: dict, path: Path) -> None:
         "nested: all layers, window 4": NESTED_TWICE,
     }
     summary = report["summary"]
-    figure = Figure(figsize=(11, 3.4))
-    for axis, (task, rows) in zip(figure.subplots(1, len(summary)), summary.items(), strict=True):
+    figure = Figure(figsize=(9, 6.4))
+    axes = figure.subplots(2, 2).flatten()
+    for axis, (task, rows) in zip(axes, summary.items(), strict=False):
         for shift, (nested, colour) in enumerate(colours.items()):
             own = {name: row for name, row in rows.items() if name.split(", ", 1)[1] == nested}
             depths = [int(name.split()[0]) + 0.04 * shift for name in own]  # side by side
             seeds(axis, depths, [row["accuracy"] for row in own.values()], "o-", color=colour, label=nested)
         axis.set(title=f"{task.capitalize()}, equal compute", xlabel="layers", xticks=[1, 2, 4], ylim=(-3, 103))
+    depth = "2 layers" if "2 layers, standard" in summary["assignments"] else "1 layer"  # at toy size
+    for name, row in summary["assignments"].items():
+        layers, nested = name.split(", ", 1)
+        if layers == depth:
+            asked = [int(each) for each in row["by_look_ups"]]
+            seeds(axes[3], asked, row["by_look_ups"].values(), "o-", color=colours[nested])
+    axes[3].set(title=f"Assignments, {depth}, equal compute", xlabel="look-ups that the answer takes", ylim=(-3, 103))
+    for axis in axes:
         axis.grid(axis="y")
-    figure.axes[0].set_ylabel("answers right, %")
+        axis.set_ylabel("answers right, %")
     figure.axes[0].legend()
     figure.savefig(path)

@@ -4,7 +4,7 @@ Pointer chasing: how many hops can a model of some depth and order follow? `pyth
 A text lists the edges of a random permutation; questions name a start and a number of hops from 1 to 3. All models are
 trained on all three, one after the other and then together, for the same number of steps, with a learning rate chosen
 out of the same two with one seed. The map shows accuracy for each depth, order and number of hops; `looped` applies
-each standard layer twice, with the same weights. All nested models have version 0.1's form, with W_O.
+each standard layer twice, with the same weights.
 """
 
 import itertools
@@ -13,14 +13,13 @@ from argparse import Namespace
 import torch
 
 from . import figures
-from .models import build, parameters, training_flops, with_w_o
+from .models import build, parameters, training_flops
 from .runs import Advance, Experiment, best_by, by_settings, over_seeds
 from .synthetic import NAMES as NODE_NAMES
 from .synthetic import Batch, accuracy, hops, train
 
 BUDGET = 2.0  # CPU hours
 LAYERS, ORDERS = [1, 2, 3], [1, 2, 3]
-LOOPED_LAYERS = [1, 2]
 NODES, MOST = 8, 3
 STEPS, BATCH = 4000, 32
 LEARNING_RATES = [2e-3, 4e-3]
@@ -33,6 +32,7 @@ ARCHITECTURE = {
     "max_position_embeddings": 5 * NODES,
 }
 NAMES = {1: "standard", 2: "order 2", 3: "order 3"}
+FURTHER = [(1, "looped"), (2, "looped"), (2, "order 2, with W_O"), (2, "separate")]
 
 
 def most_hops(share: float) -> int:
@@ -44,9 +44,9 @@ def most_hops(share: float) -> int:
 
 
 def one_run(run: dict, advance: Advance) -> dict:
-    model = build(run["variant"], run["layers"], **with_w_o(run["variant"]), **ARCHITECTURE)
+    model = build(run["variant"], run["layers"], **ARCHITECTURE)
     losses, right = learn(model, run, advance)
-    cost = training_flops(run["variant"], run["layers"], BATCH, 5 * NODES, **with_w_o(run["variant"]), **ARCHITECTURE)
+    cost = training_flops(run["variant"], run["layers"], BATCH, 5 * NODES, **ARCHITECTURE)
     return {
         "accuracy": right,
         "mean_accuracy": sum(right.values()) / len(right),
@@ -74,7 +74,7 @@ def main(options: Namespace) -> dict:
     if options.quick:
         steps, rates, seeds, layers = 10, rates[:1], seeds[:2], LAYERS[:1]
     cells = [(depth, NAMES[order]) for depth in layers for order in ORDERS]
-    cells += [(depth, "looped") for depth in LOOPED_LAYERS if depth in layers]
+    cells += [cell for cell in FURTHER if cell[0] in layers]
     screen = [
         {"variant": variant, "layers": depth, "steps": steps, "learning_rate": rate, "seed": seeds[0]}
         for depth, variant in cells

@@ -115,12 +115,11 @@ def rank(report: dict, path: Path) -> None:
     for axis, (name, title) in zip(axes, titles.items(), strict=False):
         for offset, (variant, states) in enumerate(summary["ranks"].items()):
             ranks = [states[state][name]["mean"] for state in ("initial", "trained")]
-            places = [place + 0.27 * (offset - 1) for place in (0, 1)]
-            bars = axis.bar(places, ranks, 0.24, color=COLOURS[variant], label=variant)
+            places = [place + 0.21 * (offset - 1.5) for place in (0, 1)]
+            bars = axis.bar(places, ranks, 0.19, color=COLOURS[variant], label=variant)
             axis.bar_label(bars, fmt="%.0f", fontsize=8)
         axis.set_xticks((0, 1), ("at initialisation", "trained on recall"))
         axis.set_title(title)
-    axes[0].legend()
     for axis, length in zip(axes[2:], lengths, strict=True):
         rows = [row for row in summary["marker"] if row["length"] == length]
         for place, variant in enumerate(dict.fromkeys(row["variant"] for row in rows)):
@@ -133,7 +132,7 @@ def rank(report: dict, path: Path) -> None:
         title = f"The token after the marker,\n{length} tokens: answers right, %"
         axis.set(title=title, xlabel="width of the one layer", ylim=(-3, 106))
         axis.grid()
-        axis.legend(loc="upper right", bbox_to_anchor=(1, 0.93))
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     figure.savefig(path)
 
 

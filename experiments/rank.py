@@ -11,8 +11,7 @@ before. Measured are, for one layer before and after training on associative rec
 - *logit rank*: the numerical rank of the logits of one text of 128 tokens, (128, 128) per head, bounded by head_dim in
   standard and nested attention alike
 
-and on the simplest task that asks for it (the token after a marker), accuracy against width. All nested models have
-version 0.1's form, with W_O between the levels.
+and on the simplest task that asks for it (the token after a marker), accuracy against width.
 """
 
 from argparse import Namespace
@@ -21,15 +20,22 @@ from functools import partial
 import torch
 
 from . import figures
-from .models import build, parameters, training_flops, with_w_o
+from .models import build, parameters, training_flops
 from .recall import architecture
 from .runs import Advance, Experiment, best_by, by_settings, over_seeds
 from .synthetic import SYMBOLS, accuracy, marker, recall, train
 
-BUDGET = 1.0  # CPU hours
+BUDGET = 1.5  # CPU hours
 PAIRS, BATCH = 8, 32
-VARIANTS = ["standard", "order 2", "order 3"]
-WIDTHS = {"standard": [16, 32, 64, 128], "order 2": [16, 32, 64], "looped": [16, 64], "order 3": [16, 32]}
+VARIANTS = ["standard", "order 2", "order 2, with W_O", "order 3"]
+WIDTHS = {
+    "standard": [16, 32, 64, 128],
+    "order 2": [16, 32, 64],
+    "order 2, with W_O": [16],
+    "separate": [16],
+    "looped": [16, 64],
+    "order 3": [16, 32],
+}
 LENGTHS = [16, 64]  # of the marker task
 LEARNING_RATES = [2e-3, 8e-3]
 SEEDS = [0, 1, 2]
@@ -75,15 +81,13 @@ def measure(model: torch.nn.Module, generator: torch.Generator) -> dict:
 
 
 def one_run(run: dict, advance: Advance) -> dict:
-    model = build(run["variant"], 1, **with_w_o(run["variant"]), **architecture(run["width"]))
+    model = build(run["variant"], 1, **architecture(run["width"]))
     fresh = torch.Generator().manual_seed(10_000 + run["seed"])
     before = measure(model, torch.Generator().manual_seed(run["seed"])) if run["task"] == "recall" else None
     size, draw = run["size"], recall if run["task"] == "recall" else marker
     losses = train(model, partial(draw, size, run["batch"]), run["steps"], run["learning_rate"], run["seed"], advance)
     length = 4 * size if run["task"] == "recall" else size
-    cost = training_flops(
-        run["variant"], 1, run["batch"], length, **with_w_o(run["variant"]), **architecture(run["width"])
-    )
+    cost = training_flops(run["variant"], 1, run["batch"], length, **architecture(run["width"]))
     result = {
         "accuracy": accuracy(model, [draw(size, 128, fresh) for _ in range(8)]),
         "loss": losses,

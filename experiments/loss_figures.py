@@ -5,7 +5,14 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .figures import COLOURS, NESTED, RIVAL, STANDARD
+from .figures import COLOURS, NESTED, NESTED_TWICE, RIVAL, STANDARD
+
+ROWS_OF_GAINS = {
+    "first layer": RIVAL,
+    "first layer, window 16": NESTED,
+    "standard, first layer sees 16": STANDARD,
+    "first layer, sees 16": NESTED_TWICE,
+}
 
 
 def bar(axis: Axes, place: float, losses: dict, colour: str, label: str | None = None) -> None:
@@ -91,6 +98,41 @@ def scale(report: dict, path: Path) -> None:
     for label, gain in zip(axes[0].get_yticklabels(), gains, strict=True):
         label.set_fontweight("bold" if gain is None else "normal")
     axes[0].invert_yaxis()
+    figure.savefig(path)
+
+
+def gains(report: dict, path: Path) -> None:
+    """
+    Gain over the standard model at equal compute: of each corpus and size against the length of training, and of each
+    corpus and length against size, wherever there are several. The mean of the seeds, and their spread.
+    """
+    stages = {tuple(name.removesuffix(" x").split(", ")): rows for name, rows in report["summary"].items()}
+    panels: dict[str, dict] = {}
+    for (corpus, _, longer), rows in stages.items():
+        millions = round(rows["standard"]["parameters"] / 1e6, 1)
+        panels.setdefault(f"{corpus}, {millions} million parameters", {})[int(longer)] = rows
+        panels.setdefault(f"{corpus}, {longer} x", {})[millions] = rows
+    panels = {title: by for title, by in panels.items() if len(by) > 1}
+    figure = Figure(figsize=(4 * len(panels) + 1, 3.8))
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (title, by) in zip(axes, panels.items(), strict=True):
+        for shift, (row, colour) in enumerate(ROWS_OF_GAINS.items()):
+            found = {x: rows[row]["gain"]["bits_per_byte"] for x, rows in by.items() if row in rows}
+            mean, low, high = ([each[name] for each in found.values()] for name in ("mean", "min", "max"))
+            ends = [
+                [y - end for y, end in zip(mean, low, strict=True)],
+                [end - y for y, end in zip(mean, high, strict=True)],
+            ]
+            x = [each * 1.03**shift for each in found]  # side by side
+            axis.errorbar(x, mean, ends, fmt="o-", color=colour, label=row, markersize=4, elinewidth=0.8)
+        axis.axhline(0, color=STANDARD, linewidth=0.8)
+        axis.set_xscale("log")
+        axis.set_xticks(list(by), [f"{each:g}" for each in by])
+        axis.minorticks_off()
+        axis.set(title=title, xlabel="million parameters" if title.endswith(" x") else "times as many steps")
+        axis.grid(axis="y")
+    axes[0].set_ylabel("gain over standard at equal compute,\nbits per byte: more is better")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(path)
 
 

@@ -158,6 +158,7 @@ def main(options: Namespace) -> dict:
         best |= {(corpus, size, row): best_rate(same) for (row,), same in by_settings(records, "row").items()}
     report = experiment.finish()
     loss_figures.scale(report, experiment.path.with_suffix(".png"))
+    loss_figures.gains(report, experiment.path.with_name("scale_gains.png"))
     return report
 
 

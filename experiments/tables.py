@@ -54,7 +54,7 @@ def marker() -> str:
         relative = same[0]["training_flops"] / found[0]["training_flops"]
         right = [percent(each["accuracy"]) for each in same]
         rows.append([*group, *right, f"{same[0]['parameters']:,}", times(relative)])
-    return table("| answers right | width | 16 tokens | 64 tokens | parameters | training FLOPs |", rows)
+    return table("| answers right | width | 16 tokens | 64 tokens | parameters | training FLOPs, 16 tokens |", rows)
 
 
 def recalled_forms() -> str:
@@ -89,6 +89,13 @@ def chains(task: str) -> str:
     return table("| equal compute at each depth | answers right | rate | steps |", rows)
 
 
+def look_ups() -> str:
+    found = summaries()["chains"]["assignments"]
+    rows = [[name, *map(percent, row["by_look_ups"].values())] for name, row in found.items()]
+    columns = list(next(iter(found.values()))["by_look_ups"])
+    return table(f"| answers right, by look-ups | {' | '.join(columns)} |", rows)
+
+
 def encoder(task: str) -> str:
     show, name = (percent, "accuracy") if task == "facts" else (figure, "bits_per_token")
     rows = [
@@ -111,7 +118,9 @@ def evidence() -> str:
     )
     short, longer, larger, code, longer_code = (scaled[f"{name} x"] for name in stages)
     right = [percent(recalled[f"1 layer, {each}"]["accuracy"]["32"]) for each in ("order 2", "standard")]
-    rows = [["associative recall over 32 pairs, one layer from scratch, equal parameters: answers right", *right, ""]]
+    recall = "associative recall over 32 pairs, one layer from scratch, equal parameters and steps, {} the compute"
+    compute = times(recalled["1 layer, order 2"]["relative_compute"])
+    rows = [[f"{recall.format(compute)}: answers right", *right, ""]]
     small, large = (
         f"language model of {stage['standard']['parameters'] / 1e6:.1f} million parameters from scratch, "
         "equal compute: bits per byte"
@@ -132,7 +141,11 @@ def evidence() -> str:
     for title, found, models in (
         (trained.format("Shakespeare"), retrofit["short"], ("Eq. 12, all layers", "source")),
         ("the same, four times as long", retrofit["long"], ("Eq. 12, all layers", "source")),
-        (trained.format("reasoning"), older["reasoning"], ("order 2, everything", "source, everything, longer")),
+        (
+            trained.format("reasoning, with W_O between the levels"),
+            older["reasoning"],
+            ("order 2, everything", "source, everything, longer"),
+        ),
     ):
         rows.append([title, *(figure(found[each]["loss"]) for each in models), ""])
     return table("| measured | nested | standard | standard, first layer sees 16 tokens |", rows)
@@ -156,6 +169,7 @@ BLOCKS = {
     "repeated pairs": loss_tables.repeated_pairs,
     "arms": loss_tables.arms,
     **{task: partial(chains, task) for task in ("assignments", "moves", "two hops")},
+    "assignments by look-ups": look_ups,
     "masked facts": partial(encoder, "facts"),
     "masked text": partial(encoder, "text"),
     "gates": loss_tables.gates,

@@ -4,8 +4,8 @@ How far do inner levels have to see? `python -m experiments window`.
 Eq. 12 with inner levels that attend to the last 4, 16, 64 or 256 tokens only, or to all. Language modelling of
 Shakespeare's works in blocks of 512 tokens, first layer nested, with the training FLOPs of the standard model; there a
 learning rate is chosen for each window with one seed, out of the same two. Associative recall and induction with one
-layer, and pointer chasing with two, both nested, for the same steps, all with the rate that was best without a window
-in experiments of the form with W_O. Then there are three seeds.
+layer, and pointer chasing with two, both nested, for the same steps and with one rate for all: for recall the best
+without a window, for the other two the best of the form with W_O. Then there are three seeds.
 """
 
 from argparse import Namespace

@@ -108,35 +108,21 @@ def encoder(task: str) -> str:
 
 def evidence() -> str:
     """The table that model cards quote."""
-    recalled, scaled = summaries()["recall"]["recall"], summaries()["scale"]
-    stages = (
-        "Shakespeare, small, 1",
-        "Shakespeare, small, 3",
-        "Shakespeare, medium, 1",
-        "SymPy, small, 1",
-        "SymPy, small, 3",
-    )
-    short, longer, larger, code, longer_code = (scaled[f"{name} x"] for name in stages)
+    recalled = summaries()["recall"]["recall"]
     right = [percent(recalled[f"1 layer, {each}"]["accuracy"]["32"]) for each in ("order 2", "standard")]
-    recall = "associative recall over 32 pairs, one layer from scratch, equal parameters and steps, {} the compute"
     compute = times(recalled["1 layer, order 2"]["relative_compute"])
-    rows = [[f"{recall.format(compute)}: answers right", *right, ""]]
-    small, large = (
-        f"language model of {stage['standard']['parameters'] / 1e6:.1f} million parameters from scratch, "
-        "equal compute: bits per byte"
-        for stage in (short, larger)
-    )
-    for title, stage, nested in (
-        (f"{small} of Shakespeare, first layer nested, inner window of 16", short, "first layer, window 16"),
-        ("the same, three times as long", longer, "first layer, window 16"),
-        (f"{large} of Shakespeare, first layer nested, inner window of 16", larger, "first layer, window 16"),
-        (f"{small} of program code, first layer nested, inner window of 16", code, "first layer, window 16"),
-        ("the same, three times as long", longer_code, "first layer, window 16"),
-        (f"{small} of Shakespeare, every layer nested", short, "all layers"),
-    ):
-        models = (nested, "standard", "standard, first layer sees 16")
+    rows = [[f"associative recall over 32 pairs, one layer, {compute} the compute: answers right", *right, ""]]
+    models = ("first layer, window 16", "standard", "standard, first layer sees 16")
+    stages = [(*name.removesuffix(" x").split(", "), stage) for name, stage in summaries()["scale"].items()]
+    for corpus, _, longer, stage in sorted(stages, key=lambda each: (each[0], each[3]["standard"]["parameters"])):
+        title = "program code" if corpus == "SymPy" else corpus
+        title += f", {stage['standard']['parameters'] / 1e6:.1f} million parameters"
+        title += "" if longer == "1" else f", {longer} times the training"
         rows.append([title, *(figure(stage[each]["bits_per_byte"]) if each in stage else "" for each in models)])
-    trained = "SmolLM2-135M-Instruct trained further on {}, everything, equal compute: loss, nats per token"
+        if "all layers" in stage:
+            row = [figure(stage[each]["bits_per_byte"]) for each in ("all layers", *models[1:])]
+            rows.append([f"{title}, every layer nested, no window", *row])
+    trained = "SmolLM2-135M-Instruct trained further on {}: loss, nats per token"
     retrofit, older = summaries()["retrofit_forms"], summaries()["retrofit"]["results"]
     for title, found, models in (
         (trained.format("Shakespeare"), retrofit["short"], ("Eq. 12, all layers", "source")),

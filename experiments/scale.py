@@ -26,7 +26,7 @@ from .models import parameters
 from .runs import Advance, Experiment, by_settings, mean_and_spread, over_seeds
 from .trainer import silent_trainer
 
-BUDGET = 9.0  # CPU hours
+BUDGET = 9.5  # CPU hours
 TUNING = "tuning"
 PARTS = (TUNING, HELD_OUT)  # that are measured
 MEASURES = ("bits_per_byte", "bits_repeated", "bits_new")

@@ -2,7 +2,7 @@
 Where nesting should pay: answers that take several look-ups. `python -m experiments chains`.
 
 Three tasks (synthetic.py): chains of assignments, objects in boxes that are moved, and facts of a small graph asked at
-two hops. A model of 1, 2 or 4 layers (4 for two of the tasks) is trained on one task: standard, with a nested first
+two hops. A model of 1, 2 or 4 layers (4 for two hops) is trained on one task: standard, with a nested first
 layer, or with all layers nested, whose inner levels see all tokens or four. All models of one depth have the training
 FLOPs of the standard one. A learning rate is chosen for each with one seed, out of the same two; then there are three
 seeds.
@@ -30,12 +30,13 @@ NESTED = {
     "all layers, window 4": {"attention_order": 2, "inner_window": 4},
 }
 STEPS, BATCH = 2000, 32  # steps of the standard models
+LOOK_UPS = range(1, 7)  # of assignments
 TASKS = {
-    "assignments": partial(assignments, 10, 6),
+    "assignments": partial(assignments, 12, 3, 6),
     "moves": partial(moves, 6),
     "two hops": partial(two_hops, 5, 6),
 }
-LAYERS = {1: [*TASKS], 2: [*TASKS], 4: ["assignments", "two hops"]}  # with one layer, moves stay at a guess
+LAYERS = {1: [*TASKS], 2: [*TASKS], 4: ["two hops"]}  # the other two tasks stay at a guess, or at one look-up
 ARCHITECTURE = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -69,8 +70,12 @@ def one_run(run: dict, advance: Advance) -> dict:
     losses = train(model, partial(draw, BATCH), run["steps"], run["learning_rate"], run["seed"], advance)
     fresh = torch.Generator().manual_seed(10_000 + run["seed"])
     flops = run["steps"] * training_flops(run["task"], run["layers"], run["nested"])
-    right = accuracy(model, [draw(256, fresh) for _ in range(4)])
-    return {"accuracy": right, "loss": losses, "parameters": parameters(model), "training_flops": flops}
+    found = {"accuracy": accuracy(model, [draw(256, fresh) for _ in range(4)])}
+    if run["task"] == "assignments":
+        found["by_look_ups"] = {
+            str(each): accuracy(model, [draw(256, fresh, only=each) for _ in range(4)]) for each in LOOK_UPS
+        }
+    return found | {"loss": losses, "parameters": parameters(model), "training_flops": flops}
 
 
 def main(options: Namespace) -> dict:
@@ -101,6 +106,7 @@ def summarise(stages: dict[str, list[dict]]) -> dict[str, dict]:
         run, result = same[0]["settings"], same[0]["result"]
         summary.setdefault(task, {})[f"{layers} layer{'s' if layers > 1 else ''}, {label(nested)}"] = {
             "accuracy": over_seeds(same, "accuracy"),
+            "by_look_ups": {each: over_seeds(same, "by_look_ups", each) for each in result.get("by_look_ups", ())},
             "learning_rate": run["learning_rate"],
             "steps": run["steps"],
             "parameters": result["parameters"],

@@ -7,6 +7,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .synthetic import GUESSES
+
 matplotlib.rc("axes", titlesize=9, labelsize=9)
 matplotlib.rc("legend", fontsize=8, frameon=False)
 matplotlib.rc("grid", linewidth=0.3)
@@ -210,15 +212,15 @@ def chains(report: dict, path: Path) -> None:
             depths = [int(name.split()[0]) + 0.04 * shift for name in own]  # side by side
             seeds(axis, depths, [row["accuracy"] for row in own.values()], "o-", color=colour, label=nested)
         axis.set(title=f"{task.capitalize()}, equal compute", xlabel="layers", xticks=[1, 2, 4], ylim=(-3, 103))
-    depth = "2 layers" if "2 layers, standard" in summary["assignments"] else "1 layer"  # at toy size
     for name, row in summary["assignments"].items():
         layers, nested = name.split(", ", 1)
-        if layers == depth:
+        if layers == "1 layer":
             asked = [int(each) for each in row["by_look_ups"]]
             seeds(axes[3], asked, row["by_look_ups"].values(), "o-", color=colours[nested])
-    axes[3].set(title=f"Assignments, {depth}, equal compute", xlabel="look-ups that the answer takes", ylim=(-3, 103))
-    for axis in axes:
+    axes[3].set(title="Assignments, 1 layer, equal compute", xlabel="look-ups that the answer takes", ylim=(-3, 103))
+    for axis, task in zip(axes, [*summary, "assignments"], strict=True):
+        axis.axhline(100 * GUESSES[task], color="black", linewidth=0.8, linestyle=":", label="the best guess")
         axis.grid(axis="y")
         axis.set_ylabel("answers right, %")
-    figure.axes[0].legend()
+    axes[0].legend()
     figure.savefig(path)

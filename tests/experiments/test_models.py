@@ -30,7 +30,7 @@ def test_looped_is_each_layer_twice():
 
 
 def test_with_w_o_is_another_function_and_costs_more():
-    """The committed runs of language and retrofit have it, all others are of Eq. 12 without, but for rows that say so."""
+    """The committed runs of language and retrofit have it; of the others, rows that say so."""
     assert {name for name in VARIANTS if config(name, 2, **SMALL).inner_output_projection} == {"order 2, with W_O"}
     eq12, with_one = build("order 2", 2, **SMALL), build("order 2, with W_O", 2, **SMALL)
     eq12.load_state_dict(with_one.state_dict())

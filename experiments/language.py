@@ -21,7 +21,7 @@ from common.texts import CACHE, shakespeare
 from nexus_transformers.tokenization import train_tokenizer
 
 from . import loss_figures
-from .models import build, label, parameters, training_flops, with_w_o
+from .models import WITH_W_O, build, label, parameters, training_flops
 from .runs import Advance, Experiment, best_by, grouped, over_seeds
 from .trainer import silent_trainer
 
@@ -114,6 +114,11 @@ def settings(
 def architecture(run: dict) -> dict:
     fields = {key: run[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads")}
     return fields | {"vocab_size": VOCABULARY, "max_position_embeddings": LENGTH}
+
+
+def with_w_o(variant: str | list[int]) -> dict:
+    """Fields that give a variant the form of version 0.1: of all but Eq. 7 to 9, which knows no W_O between levels."""
+    return {} if variant == "inside heads" else WITH_W_O
 
 
 def flops(size: str, variant: str | list[int], **shape) -> int:

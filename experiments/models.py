@@ -51,11 +51,6 @@ def label(run: dict) -> str:
     return variant
 
 
-def with_w_o(variant: str | list[int]) -> dict:
-    """Fields that give a variant the form of version 0.1: of all but Eq. 7 to 9, which knows no W_O between levels."""
-    return {} if variant == "inside heads" else WITH_W_O
-
-
 def build(variant: str, layers: int, **fields) -> NexusForCausalLM:
     model = NexusForCausalLM(config(variant, layers, **fields))
     decoder = model.model

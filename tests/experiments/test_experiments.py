@@ -24,7 +24,7 @@ def run(name, out, quick):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*NAMES, "scale", "arms"])
+@pytest.mark.parametrize("name", [*NAMES, "scale", "arms", "chains"])
 def test_an_experiment_at_toy_size(name, tmp_path, capsys):
     report = run(name, tmp_path, quick=True)
     assert report["experiment"] == name and report["summary"] and report["cpu_hours"] < 0.1

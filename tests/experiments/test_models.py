@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from experiments.models import VARIANTS, build, config, optimizer, parameters, training_flops, with_w_o
+from experiments.language import with_w_o
+from experiments.models import VARIANTS, build, config, optimizer, parameters, training_flops
 from nexus_transformers import NexusForCausalLM
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 61}

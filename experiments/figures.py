@@ -211,7 +211,8 @@ def chains(report: dict, path: Path) -> None:
             own = {name: row for name, row in rows.items() if name.split(", ", 1)[1] == nested}
             depths = [int(name.split()[0]) + 0.04 * shift for name in own]  # side by side
             seeds(axis, depths, [row["accuracy"] for row in own.values()], "o-", color=colour, label=nested)
-        axis.set(title=f"{task.capitalize()}, equal compute", xlabel="layers", xticks=[1, 2, 4], ylim=(-3, 103))
+        layers = sorted({int(name.split()[0]) for name in rows})
+        axis.set(title=f"{task.capitalize()}, equal compute", xlabel="layers", xticks=layers, ylim=(-3, 103))
     for name, row in summary["assignments"].items():
         layers, nested = name.split(", ", 1)
         if layers == "1 layer":

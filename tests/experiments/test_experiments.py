@@ -34,7 +34,7 @@ def test_an_experiment_at_toy_size(name, tmp_path, capsys):
     assert ", 0 to make" not in capsys.readouterr().out.split("\n")[0]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "forms", "window", "gates", "arms", "encoder", "scale"])
+@pytest.mark.parametrize("name", [*NAMES, "forms", "window", "gates", "arms", "encoder", "scale", "chains"])
 def test_nothing_is_left_to_make_of_the_committed_results(name, tmp_path, capsys, monkeypatch):
     """Their settings are those that the experiment wants, and the summary is what it makes of the runs."""
     monkeypatch.setenv("COLUMNS", "200")

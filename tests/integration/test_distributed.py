@@ -40,6 +40,7 @@ def launch(command: list, folder: Path, timeout: int = 500) -> str:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        "PYTHONFAULTHANDLER": "1",  # a crash in torch says where
         "CUDA_VISIBLE_DEVICES": "",
     }
     process = subprocess.Popen(

@@ -413,6 +413,11 @@ class NexusConfig(PreTrainedConfig):
             raise ValueError(f"head_dim={self.head_dim}: rotary embedding needs an even, positive head size.")
         self.check_inner_attention(max(orders))
 
+    def __setattr__(self, name: str, value: Any):
+        super().__setattr__(name, value)
+        if name == "sliding_window" and self.__dict__.pop("_implied_window", None) is not None:
+            self.sliding_layers = None  # set since, as at load: the window of all layers
+
     def to_dict(self) -> dict[str, Any]:
         """As always, without the `sliding_window` that `inner_window` implies: another one may be given at load."""
         fields = super().to_dict()
@@ -424,9 +429,6 @@ class NexusConfig(PreTrainedConfig):
         """Caches read the length of all windowed slots from `sliding_window`. Without layers of its own, it is ours."""
         if self.sliding_window is None and self.sliding_layers:
             raise ValueError(f"sliding_layers={self.sliding_layers}: needs sliding_window.")
-        implied = getattr(self, "_implied_window", None)
-        if implied not in (None, self.sliding_window) and self.sliding_layers == []:
-            self.sliding_layers = None  # a window was set since, as at load: that of all layers
         if self.inner_window is None:
             return
         if self.sliding_window is None or self.sliding_layers == []:

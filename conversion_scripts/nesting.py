@@ -8,6 +8,7 @@ import torch
 
 from ..configuration_nexus import BRANCHES, NexusConfig
 from ..errors import ConversionError, told_as
+from ..inputs_nexus import refuse_encoder, refuse_uneven_slots
 from .checkpoint.open import Source
 from .checkpoint.shards import DTYPE_NAMES
 from .checkpoint.weights import SAFETENSORS_DTYPES
@@ -93,6 +94,7 @@ class Nesting:
             why = "self has no projections"
         return {
             "is_encoder": not config.is_causal,
+            "can_be_served": can_be_served(config),
             "attention_order": config.attention_order,
             "inner_attention": config.inner_attention,
             "refined": [each for each in BRANCHES if self.nested and getattr(config, f"refine_{each}")],
@@ -103,6 +105,16 @@ class Nesting:
             "inner_gate": config.inner_gate,
             "gate_init": self.gate_init,
         }
+
+
+def can_be_served(config: NexusConfig) -> bool:
+    """By vLLM, whose cache has a slot for each attention call, all alike."""
+    try:
+        refuse_encoder(config, "vLLM")
+        refuse_uneven_slots(config, "vLLM")
+    except ValueError:
+        return False
+    return all(call.stores for layer in config.attention_calls() for call in layer)
 
 
 def heads_fit(config: NexusConfig) -> bool:

@@ -60,7 +60,10 @@ def print_verification(figures: dict[str, Any]) -> None:
 
 def notes(figures: dict[str, Any]) -> list[str]:
     """What the check left out, or found besides."""
-    found = [f"not compared: {what}." for what in figures["skipped"]]
+    found = []
+    if figures["gates_closed_in_memory"]:
+        found.append(f"{figures['gates_closed_in_memory']} gates are open; they were closed for this comparison.")
+    found += [f"not compared: {what}." for what in figures["skipped"]]
     found += [f"no passage is longer than {name}: that would take too long here." for name in figures["not_run_past"]]
     if figures["not_finite"]:
         found.append(f"{figures['not_finite']} logits are infinite or NaN, in the same places on both sides.")

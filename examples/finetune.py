@@ -15,13 +15,13 @@ The text is Python's own documentation, which comes with every Python. Replace `
 import argparse
 import json
 import random
+import shutil
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
-from transformers.utils import cached_file
 
 try:
     from nexus_transformers import GateCallback  # logs the gates while they train
@@ -31,6 +31,8 @@ except ImportError:  # the model folder brings all that is needed
 # The best of three or four rates for SmolLM2-135M and 40 steps of text. Search again for your model and data.
 LEARNING_RATES = {"lora": 3e-3, "all": 1e-4}
 GATE_LEARNING_RATE = 3e-3
+CARD = "README.md"
+LICENCES = ["*LICEN[CS]E*", "*NOTICE*", "*COPYING*", "*USE_POLICY*"]  # many say that every copy must hold them
 TRAINED = {
     "lora": "LoRA adapters on all linear layers, since merged into the weights, and its {gates} gates were trained",
     "all": "All its weights and its {gates} gates were trained",
@@ -82,9 +84,12 @@ def plot_gates(gates: dict[str, float], log: list[dict], file: Path) -> None:
     rows = 2 if history else 1
     figure = Figure(figsize=(9, 3.6 * rows), layout="constrained")
     axes, *below = figure.subplots(rows, squeeze=False)[:, 0]
-    for offset, (branch, colour) in enumerate((("query", "#3b6fb6"), ("key", "#e0812c"))):
-        values = {int(name.split(".")[2]): value for name, value in gates.items() if f".{branch}_gate_1" in name}
-        axes.bar([x + 0.4 * offset - 0.2 for x in values], values.values(), width=0.4, color=colour, label=branch)
+    kinds = list(dict.fromkeys(name.split(".")[-1] for name in gates))  # such as query_gate_1
+    width = 0.8 / len(kinds)
+    for place, kind in enumerate(kinds):
+        values = {int(name.split(".")[2]): value for name, value in gates.items() if name.endswith(kind)}
+        left = [layer + width * (place + 0.5) - 0.4 for layer in values]
+        axes.bar(left, values.values(), width=width, label=kind.replace("_gate_", ", level "))
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel="layer", ylabel="gate (0 closed, 1 fully nested)", title="Gates after training")
     for trace in below:
@@ -98,16 +103,23 @@ def plot_gates(gates: dict[str, float], log: list[dict], file: Path) -> None:
 
 
 def write_card(model: str, out: Path, trained: str) -> None:
-    """The converted model's card, with what was trained in place of what was checked before training."""
-    file = cached_file(model, "README.md", _raise_exceptions_for_missing_entries=False)
-    if file is None:
+    """The model's licence, and its card with what was trained in place of what was checked before training."""
+    is_here = Path(model).is_dir()
+    folder = Path(model if is_here else snapshot_download(model, allow_patterns=[CARD, *LICENCES]))
+    for file in (file for pattern in LICENCES for file in folder.glob(pattern) if file.is_file()):
+        shutil.copyfile(file, out / file.name)
+    if not (folder / CARD).exists():
+        print(f"{model} has no model card, so none was written. `nexus push` needs one: {out / CARD}.")
         return
-    card = ModelCard.load(file)
+    card = ModelCard.load(folder / CARD)
     card.data.model_name = card.data.eval_results = None  # figures of the model before
-    _, *sections = card.text.split("\n## ")
+    start, *sections = card.text.strip().split("\n## ")
+    title, _, earlier = start.partition("\n\n")
+    if title.endswith(", fine-tuned"):  # as this script writes it
+        trained = f"{trained}\n\nBefore that: {earlier.strip()}"
     kept = [section for section in sections if not section.startswith("What was checked")]
     card.text = "\n## ".join([f"# {Path(model).resolve().name}, fine-tuned\n\n{trained}\n", *kept])
-    card.save(out / "README.md")
+    card.save(out / CARD)
 
 
 def main() -> None:
@@ -172,11 +184,10 @@ def main() -> None:
     trained = (
         f"{TRAINED[args.train].format(gates=len(gates))}, for {args.steps} steps of {args.batch} x {args.length} "
         "tokens of Python's documentation. In this one run the loss on held-out documents, "
-        f"{len(trainer.eval_dataset)} x {args.length} tokens, went from {before:.4f} to {after:.4f} nats per token. "
-        "`finetune.json` has every gate."
+        f"{len(trainer.eval_dataset)} x {args.length} tokens, went from {before:.4f} to {after:.4f} nats per token."
     )
     write_card(args.model, args.out, trained)
-    if args.plot:
+    if args.plot and gates:
         plot_gates(gates, trainer.state.log_history, args.plot)
 
 

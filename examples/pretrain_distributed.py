@@ -33,6 +33,7 @@ import torch
 from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from nexus_transformers import NexusConfig, NexusForCausalLM
+from nexus_transformers.tokenization import config_fields
 
 
 def main() -> None:
@@ -72,9 +73,8 @@ def main() -> None:
     ids = tokenizer(args.text.read_text(encoding="utf-8"))["input_ids"]
     blocks = [ids[i : i + args.length] for i in range(0, len(ids) - args.length + 1, args.length)]
 
-    fields = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    fields |= {"max_position_embeddings": max(8192, args.length)}
-    model = NexusForCausalLM(NexusConfig(vocab_size=len(tokenizer), **fields | args.config))
+    fields = config_fields(tokenizer) | {"max_position_embeddings": max(8192, args.length)}
+    model = NexusForCausalLM(NexusConfig(**fields | args.config))
     trainer = Trainer(model, training, train_dataset=[{"input_ids": block, "labels": block} for block in blocks])
     trainer.train()
     trainer.save_model(str(args.out))  # of all processes, by the first

@@ -47,6 +47,7 @@ def write() -> None:
 
     import checkpoints
     from nexus_transformers import NexusConfig, NexusForCausalLM
+    from nexus_transformers.conversion_scripts.nesting import can_be_served
 
     # vLLM has a kernel for heads of this size
     shape = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
@@ -73,6 +74,7 @@ def write() -> None:
     for name, nesting in nestings.items():
         torch.manual_seed(0)
         model = NexusForCausalLM(NexusConfig(**shape | nesting))
+        assert can_be_served(model.config) == (name not in REFUSED), "what cards say"
         checkpoints.tokenizer().save_pretrained(FOLDER / name)
         describe(model, FOLDER / name)
 

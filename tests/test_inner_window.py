@@ -215,6 +215,16 @@ def test_a_window_that_is_set_later_is_settled_when_the_config_is_checked(tmp_pa
         assert NexusConfig.from_pretrained(tmp_path).sliding_window == window
 
 
+@pytest.mark.parametrize("window", [WINDOW, WINDOW + 1])
+def test_a_window_of_all_layers_given_at_load_holds_even_if_it_is_as_wide(window, tmp_path):
+    """`inner_window` alone implies a `sliding_window` of no layer, which is not what the user gives here."""
+    build(attention_order=2, inner_window=WINDOW).save_pretrained(tmp_path)
+    config = NexusForCausalLM.from_pretrained(tmp_path, sliding_window=window).config
+    assert (config.sliding_window, config.windowed_layers) == (window, set(range(config.num_layers)))
+    some = NexusForCausalLM.from_pretrained(tmp_path, sliding_window=window, sliding_layers=[1]).config
+    assert (some.sliding_window, some.windowed_layers) == (window, {1})
+
+
 def test_a_window_adds_no_windowed_layer():
     config = NexusConfig(**SHAPE, attention_order=[2, 1], inner_window=WINDOW)
     assert config.layer_types == ["sliding_attention", "full_attention", "full_attention"]

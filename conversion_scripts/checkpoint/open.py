@@ -124,6 +124,7 @@ def open_nexus(folder: Path, label: str | None = None, revision: str | None = No
             f"{label}: no such folder. Give the folder of a Nexus model; download one from the Hub first."
         )
     check_files(folder)
+    refuse_adapter(folder, label)
     raw = read_json(folder / "config.json", "a Nexus model has one")
     if raw.get("model_type") != "nexus":
         raise CheckpointError(
@@ -150,9 +151,13 @@ def locate(model: str, revision: str | None = None, headers_only: bool = False) 
     return download(model, revision, headers_only)
 
 
-def open_safetensors(label: str, folder: Path, revision: str | None) -> Source:
+def refuse_adapter(folder: Path, label: str) -> None:
     if (folder / ADAPTER_FILE).exists() and not (folder / "config.json").exists():
         raise no_weights(label, [ADAPTER_FILE])
+
+
+def open_safetensors(label: str, folder: Path, revision: str | None) -> Source:
+    refuse_adapter(folder, label)
     raw_config = read_json(folder / "config.json", "a checkpoint has one, so give its folder")
     for part in (raw_config, *raw_config.values()):  # of a model of several, each has one of its own
         if isinstance(part, dict):

@@ -102,14 +102,19 @@ def check_tensors(nexus: Nexus, architecture: str) -> None:
     for name in nexus.unreadable:
         raise unreadable(nexus, name)
     tied = set(model_class._tied_weights_keys or ()) if nexus.config.tie_word_embeddings else set()
-    for name, tensor in expected.items():
-        if name in nexus.tensors:
-            check_shape(nexus, name, nexus.tensors[name], tensor)
-        elif name not in tied:
-            raise CheckpointError(f"{nexus.label}: lacks tensor {name!r}; the model is incomplete.")
-    for name in nexus.tensors:
-        if name not in expected:
-            raise CheckpointError(f"{nexus.label}: holds tensor {name!r}, which {architecture} does not have.")
+    lacking = [name for name in expected if name not in nexus.tensors and name not in tied]
+    unknown = [name for name in nexus.tensors if name not in expected]
+    if (lacking or unknown) and nexus.architecture != architecture:
+        raise CheckpointError(
+            f"{nexus.label}: was saved as {nexus.architecture}, and this needs {architecture}. Load it as that, with "
+            "its head, and save it again."
+        )
+    if lacking:
+        raise CheckpointError(f"{nexus.label}: lacks tensor {lacking[0]!r}; the model is incomplete.")
+    if unknown:
+        raise CheckpointError(f"{nexus.label}: holds tensor {unknown[0]!r}, which {architecture} does not have.")
+    for name, tensor in nexus.tensors.items():
+        check_shape(nexus, name, tensor, expected[name])
 
 
 def shapes_of_model(make: Any, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

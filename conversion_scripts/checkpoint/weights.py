@@ -186,7 +186,8 @@ def no_weights(label: str, names: list[str]) -> CheckpointError:
     """Why a folder or repository with these files has no weights to convert."""
     if any(is_one_of(name, [ADAPTER_FILE, "adapter_model*"]) for name in names):
         return CheckpointError(
-            f"{label}: holds an adapter only. Merge it into its base model (PEFT's merge_and_unload) and convert that."
+            f"{label}: holds an adapter only. Merge it into its base model (PEFT's merge_and_unload), save that, and "
+            "give its folder."
         )
     if any(is_one_of(name, PICKLED) for name in names):
         return CheckpointError(

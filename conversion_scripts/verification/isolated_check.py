@@ -305,7 +305,6 @@ def compare_models(request: dict, prompt: list[int], texts: list[list[int]]) -> 
         gates = model.gates()
         result["parameters"] = model.num_parameters()
         result["gates"] = len(gates)
-        result["gates_closed_in_memory"] = sum(gate.item() != 0 for gate in gates.values())
         with torch.no_grad():
             for gate in gates.values():
                 gate.zero_()

@@ -15,7 +15,7 @@ import transformers
 from ...configuration_nexus import AUTO_MAP, TESTED_TRANSFORMERS
 from ...errors import VerificationError
 from ...tokenization.carry_over import alone, has_tokenizer
-from ..checkpoint.added import is_nesting
+from ..checkpoint.added import is_gate, is_nesting
 from ..checkpoint.code import check_code
 from ..checkpoint.files import CODE_FILES, REPORT_FILE, ROOT, read_json, write_json
 from ..checkpoint.open import Nexus, Source, open_nexus, open_source
@@ -41,7 +41,7 @@ def verify(
 ) -> dict[str, Any]:
     """
     Compares the Nexus model in the folder `out` with `source` (folder, Hub id or GGUF file), adds the figures to the
-    folder's conversion_report.json and returns them.
+    folder's conversion_report.json, if it has one, and returns them.
 
     Args:
         layer_by_layer: hold one layer of one model in memory at a time; done anyway if they would not fit.
@@ -55,10 +55,11 @@ def verify(
     """
     out = Path(out)
     report_file = out / REPORT_FILE
-    report = read_json(report_file) if report_file.exists() else {}
+    report = read_json(report_file) if report_file.exists() else None
     figures = verify_opened(open_source(source, revision), out, layer_by_layer, trust_remote_code)
-    with failures_of_writing(out):
-        write_json(report_file, report | {"verification": figures})
+    if report is not None:
+        with failures_of_writing(out):
+            write_json(report_file, report | {"verification": figures})
     return figures
 
 
@@ -126,6 +127,7 @@ def compare_tensors(source: Source, result: Nexus) -> dict[str, Any]:
         "identical_tensors": len(seen),
         "identical_parameters": sum(result.tensors[name].numel() for name in seen),
         "added_parameters": sum(result.tensors[name].numel() for name in added),
+        "gates_closed_in_memory": sum(bool(result.read(name).any()) for name in added if is_gate(name)),
         "added_bytes": sum(result.tensors[name].nbytes for name in added),
         "file_bytes": sum(file.stat().st_size for file in result.files),
     }

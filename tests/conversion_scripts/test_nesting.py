@@ -13,6 +13,7 @@ from nexus_transformers import NexusConfig, NexusForCausalLM
 from nexus_transformers.conversion_scripts.checkpoint.added import initial
 from nexus_transformers.conversion_scripts.checkpoint.shards import PIECE
 from nexus_transformers.conversion_scripts.convert import convert
+from nexus_transformers.conversion_scripts.nesting import can_be_served
 from nexus_transformers.conversion_scripts.to_source import convert_to_source
 from nexus_transformers.errors import CheckpointError, ConversionError
 
@@ -47,6 +48,27 @@ def source(tmp_path_factory):
 def wide(tmp_path_factory):
     """A Qwen3, whose heads are wider than the model, with biases and norms of queries and keys."""
     return checkpoints.save("qwen3", tmp_path_factory.mktemp("wide") / "source")
+
+
+@pytest.mark.parametrize(
+    ("fields", "served"),
+    [
+        ({"attention_order": 1}, True),
+        ({"attention_order": 3}, True),
+        ({"inner_attention": "separate", "refine_value": True}, True),
+        ({"inner_window": 8}, True),
+        ({"sliding_window": 8}, True),
+        ({"refine_key": False}, False),  # two attentions would share a slot
+        ({"refine_key": False, "inner_window": 8}, True),
+        ({"sliding_window": 16, "inner_window": 8}, False),
+        ({"inner_attention": "self"}, True),
+        ({"inner_attention": "self", "num_key_value_heads": 3}, False),
+        ({"is_causal": False}, False),
+    ],
+)
+def test_what_vllm_can_serve_is_told(fields, served):
+    """As `make test-serving` finds with vLLM itself."""
+    assert can_be_served(NexusConfig(**{"num_layers": 2, "attention_order": 2} | fields)) is served
 
 
 @pytest.mark.parametrize("arm", ARMS)

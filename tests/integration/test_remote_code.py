@@ -2,6 +2,7 @@
 
 import ast
 import json
+import runpy
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -120,6 +121,7 @@ print(json.dumps([type(model).__module__]))
 def test_a_remote_model_is_fine_tuned_and_what_is_saved_carries_the_code(llama_folder, tmp_path):
     train = "lora" if find_spec("peft") else "gates"
     convert(llama_folder, tmp_path / "model", verify=False)
+    (tmp_path / "model" / "LICENSE.txt").write_text("yours")
     command = ["--train", train, "--steps", "4", "--length", "32", "--eval-blocks", "4", "--gate-learning-rate", "0.05"]
     script = """
 import json, runpy
@@ -142,6 +144,7 @@ print(json.dumps(sorted(module for module in sys.modules if module.startswith("n
     assert "# model, fine-tuned" in card and "someone/tuned" in card
     assert f"from {result['loss_before']:.4f} to {result['loss_after']:.4f} nats" in card
     assert EVIDENCE.read_text().rstrip() in card
+    assert (tmp_path / "tuned" / "LICENSE.txt").read_text() == "yours"
     assert "computes exactly the function" not in card and "negative control" not in card and "model-index" not in card
 
     before, after = (
@@ -151,6 +154,29 @@ print(json.dumps(sorted(module for module in sys.modules if module.startswith("n
     for (name, old), (_, new) in zip(before.named_parameters(), after.named_parameters(), strict=True):
         trained = name in before.gates() or (train == "lora" and "_proj." in name and name.endswith("weight"))
         assert torch.equal(old, new) != trained, f"{name}: what is trained moves, everything else is frozen"
+
+
+def test_a_second_fine_tuning_keeps_the_word_of_the_first_and_shows_every_gate(llama_folder, tmp_path, capsys):
+    convert(llama_folder, tmp_path / "model", order=3, refine=["query", "value"], verify=False)
+    finetune = runpy.run_path(str(ROOT / "examples" / "finetune.py"))
+    for folder in ("once", "twice", "without"):
+        (tmp_path / folder).mkdir()
+    finetune["write_card"](str(tmp_path / "model"), tmp_path / "once", "Trained on letters.")
+    finetune["write_card"](str(tmp_path / "once"), tmp_path / "twice", "Trained on words.")
+    card = (tmp_path / "twice" / "README.md").read_text()
+    assert "# once, fine-tuned\n\nTrained on words.\n\nBefore that: Trained on letters.\n\n## Use" in card
+    finetune["write_card"](str(tmp_path / "without"), tmp_path / "without", "Trained.")
+    assert "has no model card, so none was written" in capsys.readouterr().out
+
+    gates = NexusForCausalLM.from_pretrained(tmp_path / "model").gates()
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.axes.Axes.bar", lambda self, at, height, **how: drawn.append((how["label"], *height)))
+        values = {name: place / 10 for place, name in enumerate(gates)}
+        with pytest.warns(UserWarning, match="No artists"):  # no bar is drawn here
+            finetune["plot_gates"](values, [], tmp_path / "gates.png")
+    assert sorted(label for label, *_ in drawn) == ["query, level 1", "query, level 2", "value, level 2"]
+    assert sorted(value for _, *heights in drawn for value in heights) == sorted(values.values())
 
 
 def test_chat_example(llama_folder, tmp_path):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import checkpoints
+from nexus_transformers import NexusForCausalLM
 from nexus_transformers.conversion_scripts.convert import convert
 from nexus_transformers.conversion_scripts.to_source import convert_to_source
 from nexus_transformers.conversion_scripts.verification.verify import judge, verify
@@ -72,9 +73,11 @@ def test_what_does_not_fit_in_memory_is_verified_layer_by_layer(llama_folder, ou
 
 def test_trained_gates_are_closed_in_memory(llama_folder, out, nexus):
     edit_weights(out, lambda t: [tensor.fill_(0.3) for name, tensor in t.items() if ".inner_norm." in name])
-    assert nexus("verify", llama_folder, out)[0] == 0
+    status, printed, _ = nexus("verify", llama_folder, out)
+    assert status == 0 and "Note: 6 gates are open; they were closed for this comparison." in printed
     report = json.loads((out / "conversion_report.json").read_text())
     assert report["verification"]["gates_closed_in_memory"] == 6
+    assert verify(llama_folder, out, layer_by_layer=True)["gates_closed_in_memory"] == 6
     gates = [tensor for name, tensor in load_file(out / "model.safetensors").items() if ".inner_norm." in name]
     assert all(gate.item() == pytest.approx(0.3) for gate in gates), "the file is as it was"
 
@@ -195,6 +198,25 @@ def test_a_broken_report_is_said_before_the_comparison(llama_folder, out, monkey
     monkeypatch.setattr("nexus_transformers.conversion_scripts.verification.verify.run_isolated", None)
     with pytest.raises(CheckpointError, match=r"conversion_report\.json: is not valid JSON"):
         verify(llama_folder, out)
+
+
+def test_a_folder_without_a_report_gets_none(llama_folder, out):
+    (out / "conversion_report.json").unlink()
+    assert verify(llama_folder, out)["max_abs_logit_difference"] == 0.0
+    assert not (out / "conversion_report.json").exists()
+
+
+def test_an_adapter_in_the_place_of_a_model_is_told(llama_folder, tmp_path):
+    """As training with LoRA leaves it."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds an adapter only\. Merge it into its base model"):
+        verify(llama_folder, tmp_path)
+
+
+def test_a_model_without_its_head_is_told_apart_from_an_incomplete_one(llama_folder, out, tmp_path):
+    NexusForCausalLM.from_pretrained(out).model.save_pretrained(tmp_path / "decoder")
+    with pytest.raises(CheckpointError, match="was saved as NexusModel, and this needs NexusForCausalLM"):
+        verify(llama_folder, tmp_path / "decoder")
 
 
 @pytest.mark.parametrize("side", ["source", "result"])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from ..configuration_nexus import NexusConfig
 from ..errors import ConversionError, TokenizerError, told_as
 from ..tokenization.carry_over import carry_over_tokenizer, keep_tokenizer_class, rebuild_gguf_tokenizer
 from ..tokenization.check import check_tokenizer, remote_code
@@ -72,7 +73,7 @@ def convert(
 
     config = nexus_config(opened, nesting, dtype)
     plan = plan_nexus(opened, config, dtype, nesting.seed)
-    tokenizer = None if opened.gguf_file else check_fitting(opened.folder, config.vocab_size)
+    tokenizer = None if opened.gguf_file else check_fitting(opened.folder, config)
     options = {
         **asdict(nesting),
         "dtype": dtype and str(dtype).removeprefix("torch."),
@@ -99,7 +100,7 @@ def convert(
         config.save_pretrained(folder)
         report["tokenizer_files"] = carry_over(opened, folder)
         report["licence_files"] = carry_licences(opened.folder, folder)
-        report["tokenizer"] = tokenizer or check_fitting(folder, config.vocab_size)
+        report["tokenizer"] = tokenizer or check_fitting(folder, config)
         report["model"] |= nesting.describe(config) | added_parameters(plan)
         report["model"]["dtype"] = str(config.dtype).removeprefix("torch.")
         if opened.gguf_file is None and (kept := keep_tokenizer_class(opened.folder, folder)):
@@ -122,14 +123,14 @@ def convert(
     return report | {"resumed": resume.used}
 
 
-def check_fitting(folder: Path, vocab_size: int) -> dict[str, Any]:
+def check_fitting(folder: Path, config: NexusConfig) -> dict[str, Any]:
     """What `check_tokenizer` says of it. Raises `TokenizerError` if it cannot be carried over."""
     if code := remote_code(folder):
         raise TokenizerError(
             f"{folder}: its tokenizer needs code of its own ({code}), which nobody allowed to run. Remove the "
             "tokenizer files to convert the model alone, or save it with a class of Transformers."
         )
-    return check_tokenizer(folder, vocab_size)
+    return check_tokenizer(folder, config.vocab_size, generates=config.is_causal)
 
 
 def carry_over(source: Source, folder: Path) -> list[str]:

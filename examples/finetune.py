@@ -32,7 +32,7 @@ except ImportError:  # the model folder brings all that is needed
 LEARNING_RATES = {"lora": 3e-3, "all": 1e-4}
 GATE_LEARNING_RATE = 3e-3
 CARD = "README.md"
-LICENCES = ["*LICEN[CS]E*", "*NOTICE*", "*COPYING*", "*USE_POLICY*"]  # many say that every copy must hold them
+LICENCES = ("license", "licence", "notice", "copying", "use_policy")  # many say that every copy must hold them
 TRAINED = {
     "lora": "LoRA adapters on all linear layers, since merged into the weights, and its {gates} gates were trained",
     "all": "All its weights and its {gates} gates were trained",
@@ -105,9 +105,10 @@ def plot_gates(gates: dict[str, float], log: list[dict], file: Path) -> None:
 def write_card(model: str, out: Path, trained: str) -> None:
     """The model's licence, and its card with what was trained in place of what was checked before training."""
     is_here = Path(model).is_dir()
-    folder = Path(model if is_here else snapshot_download(model, allow_patterns=[CARD, *LICENCES]))
-    for file in (file for pattern in LICENCES for file in folder.glob(pattern) if file.is_file()):
-        shutil.copyfile(file, out / file.name)
+    folder = Path(model if is_here else snapshot_download(model, ignore_patterns=["*.safetensors", "*.bin", "*.pt"]))
+    for file in folder.iterdir():
+        if file.is_file() and any(word in file.name.lower() for word in LICENCES):
+            shutil.copyfile(file, out / file.name)
     if not (folder / CARD).exists():
         print(f"{model} has no model card, so none was written. `nexus push` needs one: {out / CARD}.")
         return

@@ -19,7 +19,7 @@ CONFIG, GENERATION_CONFIG, TOKENIZER = "config.json", "generation_config.json", 
 KINDS = ("bos", "eos", "pad")
 
 
-def check_tokenizer(folder: str | Path, vocab_size: int) -> dict[str, Any]:
+def check_tokenizer(folder: str | Path, vocab_size: int, generates: bool = True) -> dict[str, Any]:
     """
     Compares the tokenizer in a model folder with the rows of the embedding, and the special tokens of all files with
     each other. No code of the folder is run.
@@ -27,6 +27,7 @@ def check_tokenizer(folder: str | Path, vocab_size: int) -> dict[str, Any]:
     Args:
         folder: tokenizer, config.json and generation_config.json, each of which may be missing.
         vocab_size: rows of the embedding.
+        generates: whether the model does, and so has to stop somewhere; an encoder does not.
 
     Returns:
         "tokens": of the tokenizer, added ones included; None if there is no tokenizer or it was not loaded.
@@ -38,10 +39,10 @@ def check_tokenizer(folder: str | Path, vocab_size: int) -> dict[str, Any]:
         `TokenizerError`: a token of ordinary text has an id for which there is no row, the tokenizer cannot be loaded,
             loading it takes more time or memory than a tokenizer needs, or a JSON file is not valid.
     """
-    return bounded(examine, Path(folder), vocab_size, raises=TokenizerError)
+    return bounded(examine, Path(folder), vocab_size, generates, raises=TokenizerError)
 
 
-def examine(folder: Path, vocab_size: int) -> dict[str, Any]:
+def examine(folder: Path, vocab_size: int, generates: bool) -> dict[str, Any]:
     """Runs in a process of its own, see bounded.py."""
     places = {
         name: {kind: token_ids(folder / name, content, kind) for kind in KINDS}
@@ -78,6 +79,10 @@ def examine(folder: Path, vocab_size: int) -> dict[str, Any]:
         report["tokens"] = len(set(ids.values()))
         report["padding_rows"] = vocab_size - len({id_ for id_ in ids.values() if id_ < vocab_size})
     report["warnings"] += [warning for kind in KINDS for warning in compare(kind, places, vocab_size)]
+    ends = [place for place, ids in places.items() if ids["eos"] not in (None, [])]
+    if generates and ends == [TOKENIZER] and len(places) > 1:
+        end = places[TOKENIZER]["eos"]
+        report["warnings"].append(f"eos_token_id: only the tokenizer has one, {end}; generation will not stop there.")
     return report
 
 
@@ -98,8 +103,6 @@ def compare(kind: str, places: dict[str, dict[str, int | list[int] | None]], voc
     if disagree or (named and not ids.get(TOKENIZER, True)):
         listing = ", ".join(f"{place} has {show(each) if each else 'none'}" for place, each in ids.items())
         warnings.append(f"{kind}_token_id differs: {listing}.")
-    if kind == "eos" and len(ids) > 1 and ids.get(TOKENIZER) and named == [ids[TOKENIZER]]:
-        warnings.append(f"eos_token_id: only the tokenizer has one, {show(named[0])}; generation will not stop there.")
     return warnings
 
 

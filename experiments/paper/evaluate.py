@@ -5,8 +5,9 @@ Score a model on the paper's tasks with lm-eval. launch/evaluate.sh starts it.
     python -m experiments.paper.evaluate MODEL --group reasoning
 
 MODEL is a folder that pretrain.py or sft.py made, or with --preset any folder or Hub id (the released Pythia, say). The
-scores go to results/, from which table.py fills the table. The pretraining tasks are zero-shot, by likelihood. The
-reasoning tasks are generated with the chat template, sampled, and averaged over several samples per question.
+scores go to results/, beside those of other tasks that are there, and table.py fills the table. The pretraining tasks
+are zero-shot, by likelihood. The reasoning tasks are generated with the chat template, sampled, and averaged over
+several samples per question.
 """
 
 import argparse
@@ -96,6 +97,21 @@ def identity(options: argparse.Namespace) -> dict:
     return {"preset": options.preset, "arm": options.arm, "not_ours": options.model}
 
 
+def earlier_scores(file: Path, facts: dict) -> dict:
+    """The tasks that `file` has of the same model in the same circumstances. Ends the program if they are others."""
+    if not file.exists():
+        return {}
+    report = json.loads(file.read_text())
+    if differing := [
+        f"{name} {report.get(name)!r}, now {value!r}" for name, value in facts.items() if report.get(name) != value
+    ]:
+        sys.exit(
+            f"evaluate: {file} has scores that are not to be lost, of something else ({'; '.join(differing)}): move it "
+            "away, or choose other --results."
+        )
+    return report["tasks"]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m experiments.paper.evaluate", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -120,7 +136,17 @@ def main(arguments: list[str] | None = None) -> None:
         if missing := [module for module in TASKS[name].needs if importlib.util.find_spec(module) is None]:
             sys.exit(f"evaluate: {name} needs {' and '.join(missing)}: pip install 'lm-eval[math]', or leave it out.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    facts = heading(device) | identity(options)
+    facts = identity(options) | {
+        "model": Path(options.model).name,
+        "group": options.group,
+        "limit": options.limit,
+        "local_data": options.data is not None,
+        "dtype": options.dtype,
+        "chat": options.chat,
+        "sampling": SAMPLING | {"max_gen_toks": options.max_new_tokens} if options.group == "reasoning" else None,
+    }
+    file = options.results / f"{facts['preset']}_{facts['arm']}_{facts['model']}_{options.group}.json"
+    earlier = earlier_scores(file, facts)
     # "auto" is found out anew in every round of answers
     batch = options.batch_size or ("auto" if options.group == "pretraining" else 16)
     lm = HFLM(options.model, dtype=options.dtype, device=device, batch_size=batch)
@@ -134,18 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, task in scores.items():
         task["score"] = 100 * fmean(sample[task["metric"]] for sample in task["samples"])
         print(f"{TASKS[name].title:>14} {task['score']:5.1f}  ({task['questions']} x {len(task['samples'])} answers)")
-    report = facts | {
-        "model": Path(options.model).name,
-        "group": options.group,
-        "limit": options.limit,
-        "local_data": options.data is not None,
-        "dtype": options.dtype,
-        "sampling": SAMPLING | {"max_gen_toks": options.max_new_tokens} if options.group == "reasoning" else None,
-        "tasks": scores,
-        "lm_eval": version("lm_eval"),
-    }
-    file = options.results / f"{report['preset']}_{report['arm']}_{report['model']}_{options.group}.json"
-    save(report, file)
+    save(heading(device) | facts | {"tasks": earlier | scores, "lm_eval": version("lm_eval")}, file)
     print(f"evaluate: {file}")
 
 

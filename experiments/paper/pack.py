@@ -79,6 +79,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--config", help="of a dataset of the Hub that has several")
     parser.add_argument("--split", default="train", help="of a dataset of the Hub")
     options = parser.parse_args(arguments)
+    for name in ("length", "validation"):
+        if getattr(options, name) < 1:
+            sys.exit(f"pack: --{name} {getattr(options, name)}: give 1 or more.")
     if options.out.exists():
         sys.exit(f"pack: {options.out} exists; delete it, or choose another folder.")
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)

@@ -94,8 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         eval_dataset=rows["validation"],
         processing_class=tokenizer,
     )
-    facts = record.train(trainer) | {
-        "data": json.loads((data / "pack.json").read_text()),
+    facts = record.train(trainer, run, json.loads((data / "pack.json").read_text())) | {
         "tokens": trainer.state.global_step * run.sequences * length,
         "validation_loss": trainer.evaluate()["eval_loss"],
     }

@@ -1,6 +1,7 @@
 """What pretrain.py and sft.py share: arguments, and run.json beside the weights, which evaluation and table read."""
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import HfArgumentParser, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from common.report import heading, save
 from nexus_transformers import NexusForCausalLM
 
 FILE = "run.json"
+STARTED = "started.json"  # beside the checkpoints: what they are of
 WRAPPER = "_checkpoint_wrapped_module."  # which FSDP puts into names where it recomputes activations
 
 
@@ -85,13 +87,59 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def train(trainer: Trainer) -> dict:
-    """Trains, from where an interrupted run left off, and returns what run.json says of that."""
-    shared_out, folder = parallelism(trainer), trainer.args.output_dir
-    checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
-    start = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """By the steps that they took, the latest first. Without its state, the last file of all, one is half-written."""
+    written = [file.parent for file in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    found = {int(each.name.rsplit("-", 1)[1]): each for each in written}
+    return dict(sorted(found.items(), reverse=True))
+
+
+def same_run(trainer: Trainer, run: Any, data: Any) -> None:
+    """
+    Ends the program if the folder has checkpoints of another run, whose tensors may have the same names, or all of this
+    one. `data`: what identifies it.
+    """
+    folder = Path(trainer.args.output_dir)
+    order = trainer.model.config.attention_order
+    wanted = {"preset": run.preset, "arm": run.arm, "order": order, "sequences_per_step": run.sequences, "data": data}
+    started = folder / STARTED
+    if not checkpoints(folder):
+        if trainer.is_world_process_zero():
+            save(wanted, started)
+        return
+    found = json.loads(started.read_text()) if started.exists() else {}
+    differing = [
+        f"{name} {found.get(name)!r}, now {value!r}" for name, value in wanted.items() if found.get(name) != value
+    ]
+    if differing:
+        sys.exit(f"{folder} has checkpoints of another run ({'; '.join(differing)}): choose another --out.")
+    finished = Path(run.out) / FILE
+    record = json.loads(finished.read_text()) if finished.exists() else {"steps": 0, "planned_steps": 1}
+    if record["steps"] >= (trainer.args.max_steps if trainer.args.max_steps > 0 else record["planned_steps"]):
+        if trainer.is_world_process_zero():
+            print(f"{finished} is of this run, which has taken all of its {record['steps']} steps: nothing to do.")
+        sys.exit()
+
+
+def last_before_the_end(trainer: Trainer) -> tuple[int, str | None]:
+    """The last checkpoint to go on from, and its steps. Trainer, given one of the last step, would take one more."""
+    for step, folder in checkpoints(Path(trainer.args.output_dir)).items():
+        planned = json.loads((folder / TRAINER_STATE_NAME).read_text())["max_steps"]
+        if step < (trainer.args.max_steps if trainer.args.max_steps > 0 else planned):
+            return step, str(folder)
+    return 0, None
+
+
+def train(trainer: Trainer, run: Any, data: Any) -> dict:
+    """
+    Trains, from where an interrupted run left off, and returns what run.json says of that. `data`: what identifies it.
+    """
+    shared_out = parallelism(trainer)
+    same_run(trainer, run, data)
+    start, checkpoint = last_before_the_end(trainer)
     seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
     return {
+        "data": data,
         "parallelism": shared_out,
         "epochs": round(trainer.state.epoch, 4),
         "resumed_at_step": start,

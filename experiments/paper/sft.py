@@ -1,7 +1,7 @@
 """
 Fine-tune a converted model with TRL, as the paper's retrofit does. The files in launch/ start it.
 
-    nexus convert Qwen/Qwen2.5-1.5B CONVERTED --inner-attention separate --no-gate
+    nexus convert Qwen/Qwen2.5-1.5B CONVERTED --inner-attention separate --no-gate --no-inner-scale
     python -m experiments.paper.sft --preset qwen2.5-1.5b --arm nexus-qk --model CONVERTED --data DATA --out OUT
 
 The arm is the one that the model was converted to: `nexus-qk` is the paper's retrofit, whose inner layers start random;
@@ -112,8 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
         processing_class=AutoTokenizer.from_pretrained(folder),
         gate_learning_rate=run.gate_learning_rate,
     )
-    facts = record.train(trainer) | {
-        "data": Path(source).name if Path(source).exists() else source,
+    facts = record.train(trainer, run, Path(source).name if Path(source).exists() else source) | {
         "gate_learning_rate": run.gate_learning_rate if model.config.inner_gate else None,
     }
     record.save_run(trainer, run, facts)

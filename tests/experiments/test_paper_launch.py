@@ -112,6 +112,7 @@ def test_pretraining_from_text_to_table(tmp_path):
 
     # Two machines, played by two launchers with one process each; they take up the run where it was half done.
     shutil.copytree(tmp_path / "ddp/trainer/checkpoint-3", tmp_path / "nodes/trainer/checkpoint-3")
+    shutil.copy(tmp_path / "ddp/trainer/started.json", tmp_path / "nodes/trainer")
     variables = {"NNODES": 2, "NPROC": 1, "HOST": "127.0.0.1", "PORT": free_port(), "OUT": "nodes", **common}
     machines = [start("pretrain_multinode.sh", tmp_path, *PRETRAINING, **variables) for _ in range(2)]
     for machine in machines:
@@ -166,6 +167,7 @@ def test_retrofit_from_source_to_table(tmp_path):
     assert_same_run(tmp_path / "fsdp", tmp_path / "ddp")
     assert run["gates"] == pytest.approx(run_json(tmp_path / "ddp")["gates"], abs=1e-6)
     shutil.copytree(tmp_path / "fsdp/trainer/checkpoint-2", tmp_path / "resumed/trainer/checkpoint-2")
+    shutil.copy(tmp_path / "fsdp/trainer/started.json", tmp_path / "resumed/trainer")
     launch("sft_fsdp2.sh", tmp_path, *options, CONVERTED="ours", OUT="resumed", **variables)
     assert run_json(tmp_path / "resumed")["resumed_at_step"] == 2
     assert_same_run(tmp_path / "resumed", tmp_path / "ddp")

@@ -9,7 +9,9 @@ import pytest
 
 pytest.importorskip("datasets")
 pytest.importorskip("trl")
+import torch
 from datasets import load_from_disk
+from safetensors.torch import load_file
 
 import checkpoints
 from experiments.paper import pack, pretrain, record, sft, toy
@@ -99,6 +101,9 @@ def test_bad_input_to_pack_ends_in_one_sentence(tokenizer, tmp_path):
         with pytest.raises(SystemExit, match=message):
             packed(tmp_path, source, *options)
         assert not (tmp_path / "out").exists()
+    for name in ("length", "validation"):
+        with pytest.raises(SystemExit, match=f"pack: --{name} 0: give 1 or more"):
+            packed(tmp_path, tmp_path / "texts.jsonl", f"--{name}", "0")
     (tmp_path / "out").mkdir()
     with pytest.raises(SystemExit, match="out exists; delete it"):
         packed(tmp_path, tmp_path / "texts.jsonl")
@@ -111,6 +116,34 @@ def test_a_step_has_its_sequences_whatever_the_number_of_processes():
         assert training.gradient_accumulation_steps == accumulation
     with pytest.raises(SystemExit, match="8 sequences per step cannot be made of 3 processes with 2 each"):
         record.set_accumulation(SimpleNamespace(per_device_train_batch_size=2, world_size=3), 8, "pretrain")
+
+
+def test_a_run_goes_on_and_ends_and_is_not_mixed_with_another(tokenizer, tmp_path, capsys):
+    """One more step than planned, or the weights of another arm, would show in no loss."""
+    text = " ".join(f"word{n % 97} word{n % 89}" for n in range(4000))
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    packed(tmp_path, tmp_path / "texts.jsonl", "--length", "16", "--validation", "2")
+    out = tmp_path / "run"
+    command = ["--preset", "toy", "--data", str(tmp_path / "out"), "--out", str(out), "--sequences", "2"]
+    command += ["--per_device_train_batch_size", "2", "--save_steps", "1", "--report_to", "none", "--use_cpu", "true"]
+
+    def trained(*options: str) -> tuple[dict, dict]:
+        pretrain.main([*command, *options])
+        return json.loads((out / "run.json").read_text()), load_file(out / "model.safetensors")
+
+    run, weights = trained("--max_steps", "3")
+    assert (run["steps"], run["planned_steps"], run["resumed_at_step"]) == (3, 3, 0)
+    with pytest.raises(SystemExit) as ended:
+        trained("--max_steps", "3")
+    assert not ended.value.code and "has taken all of its 3 steps: nothing to do" in capsys.readouterr().out
+    (out / "run.json").unlink()  # interrupted before the end
+    again, same = trained("--max_steps", "3")
+    assert (again["steps"], again["resumed_at_step"]) == (3, 2)
+    assert all(torch.equal(weight, weights[name]) for name, weight in same.items())
+    with pytest.raises(SystemExit, match=r"checkpoints of another run .*arm 'nexus-qk-shared', now 'standard'"):
+        trained("--max_steps", "4", "--arm", "standard")
+    longer, _ = trained("--max_steps", "4")
+    assert (longer["steps"], longer["resumed_at_step"]) == (4, 3)
 
 
 def test_bad_input_to_the_training_scripts_ends_in_one_sentence(tokenizer, tmp_path):

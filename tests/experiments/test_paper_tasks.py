@@ -118,6 +118,18 @@ def test_lm_eval_has_every_task_where_it_is_looked_for():
         assert name in lm_eval.tasks.TaskManager(include_path=folder, include_defaults=False).all_subtasks
 
 
+def test_scores_of_other_tasks_are_kept_and_those_of_other_circumstances_not_mixed(tmp_path):
+    facts = {"preset": "toy", "arm": "standard", "limit": None}
+    file = tmp_path / "scores.json"
+    assert evaluate.earlier_scores(file, facts) == {}
+    file.write_text(json.dumps(facts | {"date": "then", "tasks": {"aime24": {"score": 50.0}}}))
+    assert evaluate.earlier_scores(file, facts) == {"aime24": {"score": 50.0}}
+    with pytest.raises(
+        SystemExit, match=r"scores\.json has scores .* of something else \(limit None, now 10\): move it"
+    ):
+        evaluate.earlier_scores(file, facts | {"limit": 10})
+
+
 def test_a_model_that_is_none_of_our_runs_must_be_named(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_neox"}))
     with pytest.raises(SystemExit, match=r"has no run\.json; say with --preset"):

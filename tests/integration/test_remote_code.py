@@ -121,7 +121,7 @@ print(json.dumps([type(model).__module__]))
 def test_a_remote_model_is_fine_tuned_and_what_is_saved_carries_the_code(llama_folder, tmp_path):
     train = "lora" if find_spec("peft") else "gates"
     convert(llama_folder, tmp_path / "model", verify=False)
-    (tmp_path / "model" / "LICENSE.txt").write_text("yours")
+    (tmp_path / "model" / "License.txt").write_text("yours")
     command = ["--train", train, "--steps", "4", "--length", "32", "--eval-blocks", "4", "--gate-learning-rate", "0.05"]
     script = """
 import json, runpy
@@ -144,7 +144,7 @@ print(json.dumps(sorted(module for module in sys.modules if module.startswith("n
     assert "# model, fine-tuned" in card and "someone/tuned" in card
     assert f"from {result['loss_before']:.4f} to {result['loss_after']:.4f} nats" in card
     assert EVIDENCE.read_text().rstrip() in card
-    assert (tmp_path / "tuned" / "LICENSE.txt").read_text() == "yours"
+    assert (tmp_path / "tuned" / "License.txt").read_text() == "yours"
     assert "computes exactly the function" not in card and "negative control" not in card and "model-index" not in card
 
     before, after = (

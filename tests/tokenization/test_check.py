@@ -138,6 +138,13 @@ def test_special_tokens_that_disagree(folder, case):
     assert check_tokenizer(folder, 512)["warnings"] == warnings
 
 
+def test_an_encoder_need_not_stop(folder):
+    """As ESM-2 has it."""
+    write(folder, "config.json", {"eos_token_id": None})
+    write(folder, "generation_config.json", {})
+    assert check_tokenizer(folder, 512, generates=False)["warnings"] == []
+
+
 def test_a_tokenizer_without_the_token_that_the_config_names(folder):
     """As Qwen2.5 has it: a bos in config.json, none in the tokenizer."""
     settings = json.loads((folder / "tokenizer_config.json").read_text())

@@ -2,9 +2,9 @@
 Pointer chasing: how many hops can a model of some depth and order follow? `python -m experiments hops`.
 
 A text lists the edges of a random permutation; questions name a start and a number of hops from 1 to 3. All models are
-trained on all three, one after the other and then together, for the same number of steps, with a learning rate chosen
-out of the same two with one seed. The map shows accuracy for each depth, order and number of hops; `looped` applies
-each standard layer twice, with the same weights.
+trained on all three, one after the other and then together, for the same number of steps, with the learning rate out of
+the same two that is best in the mean of three seeds. The map shows accuracy for each depth, order and number of hops;
+`looped` applies each standard layer twice, with the same weights.
 """
 
 import itertools
@@ -14,11 +14,11 @@ import torch
 
 from . import figures
 from .models import build, parameters, training_flops
-from .runs import Advance, Experiment, best_by, by_settings, over_seeds
+from .runs import Advance, Experiment, by_settings, over_seeds
 from .synthetic import NAMES as NODE_NAMES
 from .synthetic import Batch, accuracy, hops, train
 
-BUDGET = 2.0  # CPU hours
+BUDGET = 2.5  # CPU hours
 LAYERS, ORDERS = [1, 2, 3], [1, 2, 3]
 NODES, MOST = 8, 3
 STEPS, BATCH = 4000, 32
@@ -75,29 +75,36 @@ def main(options: Namespace) -> dict:
         steps, rates, seeds, layers = 10, rates[:1], seeds[:2], LAYERS[:1]
     cells = [(depth, NAMES[order]) for depth in layers for order in ORDERS]
     cells += [cell for cell in FURTHER if cell[0] in layers]
-    screen = [
-        {"variant": variant, "layers": depth, "steps": steps, "learning_rate": rate, "seed": seeds[0]}
+    wanted = [
+        {"variant": variant, "layers": depth, "steps": steps, "learning_rate": rate, "seed": seed}
         for depth, variant in cells
         for rate in rates
+        for seed in seeds
     ]
-    records = experiment.run("learning rates", screen)
-    best = best_by(records, "mean_accuracy", ("layers", "variant"), max).values()
-    records = experiment.run("seeds", [run | {"seed": seed} for seed in seeds for run in best])
-    report = experiment.finish({"models": summarise(records)})
+    report = experiment.finish({"models": summarise(experiment.run("rates and seeds", wanted))})
     figures.hops(report, experiment.path.with_suffix(".png"), NODES)
     return report
 
 
 def summarise(records: list[dict]) -> dict[str, dict]:
-    """Per model: accuracy by number of hops over the seeds, parameters, and compute over one standard layer's."""
+    """
+    Per model, at its best rate: accuracy by number of hops over the seeds, parameters, and compute over one standard
+    layer's. Beside it, the accuracy at each rate.
+    """
     base, summary = records[0]["result"]["training_flops"], {}
     for (layers, variant), same in by_settings(records, "layers", "variant").items():
-        result = same[0]["result"]
+        rates = {rate: runs for (rate,), runs in by_settings(same, "learning_rate").items()}
+        best = max(rates, key=lambda rate: over_seeds(rates[rate], "mean_accuracy")["mean"])
+        result = rates[best][0]["result"]
+        at_rates = {
+            str(rate): {k: over_seeds(runs, "accuracy", k) for k in result["accuracy"]} for rate, runs in rates.items()
+        }
         summary[f"{layers} layer{'s' if layers > 1 else ''}, {variant}"] = {
             "layers": layers,
             "variant": variant,
-            "accuracy": {k: over_seeds(same, "accuracy", k) for k in result["accuracy"]},
-            "learning_rate": same[0]["settings"]["learning_rate"],
+            "accuracy": at_rates[str(best)],
+            "at_rates": at_rates,
+            "learning_rate": best,
             "parameters": result["parameters"],
             "relative_compute": round(result["training_flops"] / base, 3),
         }

@@ -81,6 +81,17 @@ def hops_by_window() -> str:
     return table("| answers right | 1 hop | 2 hops | 3 hops |", rows)
 
 
+def hops_by_rate() -> str:
+    rates = ("0.002", "0.004")
+    rows = [
+        [name, *(percent(row["at_rates"][rate][hops]) for hops in ("2", "3") for rate in rates)]
+        for name, row in summaries()["hops"]["models"].items()
+        if row["layers"] > 1
+    ]
+    columns = " | ".join(f"{hops} hops, rate {rate}" for hops in (2, 3) for rate in rates)
+    return table(f"| answers right | {columns} |", rows)
+
+
 def chains(task: str) -> str:
     rows = [
         [name, percent(row["accuracy"]), f"{row['learning_rate']:g}", row["steps"]]
@@ -151,6 +162,7 @@ BLOCKS = {
     "windows": loss_tables.windows,
     "answers by window": answers_by_window,
     "hops by window": hops_by_window,
+    "hops by rate": hops_by_rate,
     "scale": loss_tables.scale,
     "repeated pairs": loss_tables.repeated_pairs,
     "arms": loss_tables.arms,

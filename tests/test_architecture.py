@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "verification": _CONVERSION,
     "isolated checks": "",  # they run where the package cannot be imported
     "hub": f"{_CONVERSION} verification",
-    "convert": f"{_CONVERSION} verification hub",
+    "convert": f"{_CONVERSION} inputs verification hub",  # what a serving engine is refused
     "cli": f"interrupt {_CONVERSION} verification hub convert inspection",
     "inspection": "errors bounded configuration attention modeling tokenization progress printing checkpoint",
     "common": "package",

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 class GateCallback(TrainerCallback):
     """
     Logs the gates of a Nexus model whenever Trainer logs a loss: `gates/mean` and `gates/largest`, of their absolute
-    values, and each gate, such as `gates/layer_0/query_1`, for level 1. The single ones go to what Trainer reports to
-    only: without it (`report_to="none"`) they would fill the terminal.
+    values, and each gate, such as `gates/layer_0/query_1`, for level 1. The single ones are left out where
+    Trainer reports to no service (`report_to="none"`); with one, Trainer prints them, too.
 
         trainer.add_callback(GateCallback(trainer))
 

@@ -1,5 +1,6 @@
 """One forward pass, and of every layer what the page shows."""
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -154,7 +155,8 @@ def check_size(config: NexusConfig, tokens: int) -> None:
         maps += config.num_attention_heads if branch_of(calls[0]) else 0  # with nothing refined
     cells = tokens * (tokens + 1) // 2 if config.is_causal else tokens * tokens
     if maps * cells > MAX_CELLS:
-        fit = int(((2 if config.is_causal else 1) * MAX_CELLS / maps) ** 0.5) - config.is_causal
+        most = MAX_CELLS // maps
+        fit = (math.isqrt(8 * most + 1) - 1) // 2 if config.is_causal else math.isqrt(most)
         raise InspectionError(
             f"The page would be too large for a browser: {maps} maps of {tokens} tokens each are more than "
             f"{MAX_CELLS // 1_000_000} million weights. Of this model it can show {fit} tokens; shorten the prompt."

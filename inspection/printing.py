@@ -18,15 +18,17 @@ def print_inspection(result: dict[str, Any]) -> None:
     if others:
         say(f"Figures: {', '.join(others)}.")
     if result["most_changed"]:
-        heads = (f"layer {each['layer']} head {each['head']} {each['change']:.2f}" for each in result["most_changed"])
+        heads = (
+            f"layer {each['layer']} head {each['head']} {share(each['change'])}" for each in result["most_changed"]
+        )
         say(f"Share of its attention that refining moves: {', '.join(heads)}.")
     elif orders == [1]:
         say("All layers are of order 1: there is one level, and nothing is refined.")
     elif result["gates"] and not any(gate["value"] for gate in result["gates"]):
-        say(
-            "All gates are closed, so every head attends as if nothing were refined. Train them, or see what open "
-            "ones would do: --open-gates 0.05."
+        remedy = (
+            " Train them, or see what open ones would do: --open-gates 0.05." if result["gates_set_to"] is None else ""
         )
+        say(f"All gates are closed, so every head attends as if nothing were refined.{remedy}")
     else:
         say("Every head attends as if nothing were refined.")
     # Those of the last token have a part in what the model says next.
@@ -34,6 +36,10 @@ def print_inspection(result: dict[str, Any]) -> None:
         say(f"Layer {path['layer']} head {path['head']}: {path['spelled']} ({path['gain']:+.2f}).")
     for note in result["notes"]:
         say(f"Note: {note}.")
+
+
+def share(change: float) -> str:
+    return f"{change:.2f}" if change >= 0.005 else "<0.01"
 
 
 def count(number: int, what: str) -> str:

@@ -98,7 +98,8 @@ def inspect(
 
 
 def name_of(model: str | Path) -> str:
-    return Path(model).name or Path(model).resolve().name
+    name = Path(model).name
+    return name if name not in ("", "..") else Path(model).resolve().name
 
 
 def is_our_page(folder: Path) -> bool:

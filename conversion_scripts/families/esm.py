@@ -35,7 +35,9 @@ _MODULES = {
 
 
 def _read(config: Any) -> dict[str, Any]:
-    return {"rope_parameters": rope_of(config), "classifier_pooling": "first"}
+    # Its rotary embedding reads nothing else: a `rope_scaling` is refused, as one that is not in here.
+    rope = {"rope_type": "default", "rope_theta": rope_of(config)["rope_theta"]}
+    return {"rope_parameters": rope, "classifier_pooling": "first"}
 
 
 def _write(config: NexusConfig) -> dict[str, Any]:

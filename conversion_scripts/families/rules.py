@@ -3,6 +3,7 @@ What the family files are written with: rules for weights, among them those that
 and for config fields that need computing.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,9 @@ def rotated_pairs(*kinds: str) -> dict[str, WeightRule]:
     """
 
     def reordered(tensor: torch.Tensor, config: NexusConfig, shape: tuple[int, int]) -> torch.Tensor:
-        size = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+        rope = config.rope_parameters
+        share = 1.0 if rope["rope_type"] == "proportional" else rope.get("partial_rotary_factor", 1.0)
+        size = math.ceil(int(config.head_dim * share) / 2) * 2  # frequencies are of pairs
         rotated, rest = tensor.unflatten(0, (-1, config.head_dim)).tensor_split([size], 1)
         return torch.cat((rotated.unflatten(1, shape).transpose(1, 2).flatten(1, 2), rest), 1).flatten(0, 1)
 

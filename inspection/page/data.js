@@ -124,5 +124,5 @@ function make(tag, attributes = {}, ...children) {
 
 /** A token with its number, as it stands in sentences. */
 function named(i) {
-  return make("span", { class: "name" }, label(i), make("sub", {}, String(i)));
+  return make("span", { class: "name" }, make("bdi", {}, label(i)), make("sub", {}, String(i)));
 }

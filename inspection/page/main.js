@@ -170,8 +170,8 @@ function notices() {
     notes.push("All layers are of order 1, standard attention: there is one level, and nothing is refined.");
   } else if (data.gates.length && data.gates.every((gate) => gate.value === 0)) {
     notes.push("All gates are closed (0): the inner attention has no effect, every head looks where it would without it, and "
-      + "the model is the standard model that it was made from. Train the gates, or see what open ones would do with "
-      + "--open-gates 0.05.");
+      + "the model computes standard attention.");
+    if (data.gates_set_to === null) notes.push("Train the gates, or see what open ones would do with --open-gates 0.05.");
   }
   if (data.gates_set_to !== null) {
     notes.push(`All gates were set to ${data.gates_set_to} for this page (--open-gates); of the model's own `

@@ -113,7 +113,9 @@ function listMostChanged(choose) {
   const changed = heads.filter(({ change }) => change >= 0.005).sort((one, other) => other.change - one.change);
   const list = document.getElementById("most-changed");
   if (!changed.length) {
-    list.append("No head changes: all look where they would if nothing were refined.");
+    list.append(heads.some(({ change }) => change > 0)
+      ? "No head changes by 0.005 or more."
+      : "No head changes: all look where they would if nothing were refined.");
     return;
   }
   list.append("Most changed: ");

@@ -220,6 +220,8 @@ def test_a_page_too_large_for_a_browser_is_refused():
         check_size(config, 500)
     fit = int(re.search(r"show (\d+) tokens", str(error.value))[1])
     check_size(config, fit)
+    with pytest.raises(InspectionError, match=f"can show {fit} tokens"):
+        check_size(config, fit + 1)
     config.inner_attention = "separate"  # two inner attentions, and where heads would look if nothing were refined
     with pytest.raises(InspectionError, match=f"{80 * 4 * 64} maps"):
         check_size(config, fit)

@@ -270,6 +270,11 @@ def test_closed_gates_are_said_and_open_ones_drawn(driver, tmp_path):
     assert page.text("#gains") == "None."
     page.check_quiet()
 
+    for value, said in ((0.0, "computes standard attention. All gates were set to 0"), (1e-4, "set to 0.0001")):
+        page = Page(driver, inspect(tmp_path / "model", "An exception.", tmp_path / "out", gates=value)["page"])
+        assert said in page.text("#notice")
+        assert ("No head changes by 0.005 or more" in page.text("#most-changed")) is (value != 0)
+
     values = {name: 0.1 * number - 0.2 for number, name in enumerate(model.gates(), start=1)}
     for name, value in values.items():
         model.gates()[name].data.fill_(value)

@@ -13,9 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 import checkpoints
 from nexus_transformers import NexusForCausalLM, modeling_nexus
+from nexus_transformers.conversion_scripts.convert import convert
 from nexus_transformers.conversion_scripts.families import FAMILIES, METADATA_FIELDS
 from nexus_transformers.conversion_scripts.families.rules import LEFT_BEHIND
 from nexus_transformers.conversion_scripts.verification.verify import ROUNDING
+from nexus_transformers.errors import ConversionError
 
 YARN = {"rope_type": "yarn", "rope_theta": 54321.0, "factor": 4.0, "original_max_position_embeddings": 128}
 VARIANTS = {
@@ -130,6 +132,29 @@ def test_what_the_language_model_of_one_may_not_be(model_type, text, reason, tmp
     status, output, errors = nexus("convert", tmp_path / "source", tmp_path / "out")
     assert (status, output, errors.count("\n")) == (1, "", 1)
     assert reason in errors
+
+
+HALF = {**checkpoints.SHAPE["rope_parameters"], "partial_rotary_factor": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("glm", {"partial_rotary_factor": 0.45, "rope_parameters": {**HALF, "partial_rotary_factor": 0.45}}),
+        ("glm4", {"rope_parameters": {**HALF, "rope_type": "proportional"}}),
+    ],
+    ids=["odd rotary size", "proportional"],
+)
+def test_rotary_settings_that_pair_other_rows(model_type, changes, tmp_path):
+    report = convert(checkpoints.save(model_type, tmp_path / "source", **changes), tmp_path / "out")
+    assert report["verification"]["max_abs_logit_difference"] <= report["verification"]["tolerance"]
+
+
+def test_a_scaling_of_rotary_embeddings_that_esm_does_not_read_is_named(tmp_path):
+    scaling = {"rope_type": "linear", "factor": 4.0}
+    source = checkpoints.save("esm", tmp_path / "source", rope_scaling=scaling)
+    with pytest.raises(ConversionError, match=r"rope_parameters=.*linear.*is unknown for model_type='esm'"):
+        convert(source, tmp_path / "out")
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "esm"])

@@ -152,6 +152,7 @@ def locate(model: str, revision: str | None = None, headers_only: bool = False) 
 
 
 def refuse_adapter(folder: Path, label: str) -> None:
+    """Raises `CheckpointError` for what training with LoRA leaves."""
     if (folder / ADAPTER_FILE).exists() and not (folder / "config.json").exists():
         raise no_weights(label, [ADAPTER_FILE])
 

@@ -115,17 +115,21 @@ def same_run(trainer: Trainer, run: Any, data: Any) -> None:
         sys.exit(f"{folder} has checkpoints of another run ({'; '.join(differing)}): choose another --out.")
     finished = Path(run.out) / FILE
     record = json.loads(finished.read_text()) if finished.exists() else {"steps": 0, "planned_steps": 1}
-    if record["steps"] >= (trainer.args.max_steps if trainer.args.max_steps > 0 else record["planned_steps"]):
+    if record["steps"] >= planned(trainer, record["planned_steps"]):
         if trainer.is_world_process_zero():
             print(f"{finished} is of this run, which has taken all of its {record['steps']} steps: nothing to do.")
         sys.exit()
 
 
+def planned(trainer: Trainer, before: int) -> int:
+    """Steps of the whole run; `before`: as many as it had, where not steps but epochs are given."""
+    return trainer.args.max_steps if trainer.args.max_steps > 0 else before
+
+
 def last_before_the_end(trainer: Trainer) -> tuple[int, str | None]:
     """The last checkpoint to go on from, and its steps. Trainer, given one of the last step, would take one more."""
     for step, folder in checkpoints(Path(trainer.args.output_dir)).items():
-        planned = json.loads((folder / TRAINER_STATE_NAME).read_text())["max_steps"]
-        if step < (trainer.args.max_steps if trainer.args.max_steps > 0 else planned):
+        if step < planned(trainer, json.loads((folder / TRAINER_STATE_NAME).read_text())["max_steps"]):
             return step, str(folder)
     return 0, None
 

@@ -270,6 +270,15 @@ def test_closed_gates_are_said_and_open_ones_drawn(driver, tmp_path):
     assert page.text("#gains") == "None."
     page.check_quiet()
 
+    # Letters that run from right to left turn neither a name around nor the arrow between two.
+    places = page.run("""
+        data.tokens[0] = data.tokens[1] = "\u05d0\u05d1";
+        const line = make("p", {}, named(0), " → ", named(1));
+        document.body.append(line);
+        return [...line.querySelectorAll(".name, sub")].map((each) => each.getBoundingClientRect().x);
+    """)
+    assert places == sorted(places) and len(places) == 4
+
     for value, said in ((0.0, "computes standard attention. All gates were set to 0"), (1e-4, "set to 0.0001")):
         page = Page(driver, inspect(tmp_path / "model", "An exception.", tmp_path / "out", gates=value)["page"])
         assert said in page.text("#notice")

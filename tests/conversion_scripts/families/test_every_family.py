@@ -134,7 +134,7 @@ def test_what_the_language_model_of_one_may_not_be(model_type, text, reason, tmp
     assert reason in errors
 
 
-HALF = {**checkpoints.SHAPE["rope_parameters"], "partial_rotary_factor": 0.5}
+HALF = checkpoints.SHAPES["glm4"]["rope_parameters"]
 
 
 @pytest.mark.parametrize(
